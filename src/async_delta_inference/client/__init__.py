@@ -1,0 +1,1 @@
+"""The simulated client: evaluates a served policy in gymnasium environments."""

@@ -1,0 +1,1 @@
+"""Hosts LeRobot's own PolicyServer behind a transport."""

@@ -1,0 +1,196 @@
+"""What crosses the process boundary: plain dataclasses of numpy arrays and scalars, without torch.
+
+The names are LeRobot's. A *timestep* counts the actions of a whole session and never restarts: the observation with
+timestep k is the input for action k, and the first row of the chunk it is answered with is action k.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from async_delta_inference.errors import InvalidMessageError
+
+__all__ = ["ActionChunk", "Observation", "ObservationFeatures", "PolicySpec"]
+
+MAX_TASK_BYTES = 4096
+"""Upper bound of the UTF-8 length of ``Observation.task``, so that a fixed slot can hold it."""
+
+
+@dataclass(frozen=True)
+class ObservationFeatures:
+    """Names and shapes of what an environment observes: the schema of every `Observation` of a session.
+
+    Args:
+        state_names: One name per element of the state vector, in order; all different. PolicyServer receives the state
+            as one float per name.
+        images: Camera name (LeRobot's ``observation.images.`` prefix left out) to its shape (height, width, channels).
+    """
+
+    state_names: tuple[str, ...]
+    images: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "state_names", tuple(self.state_names))
+        images = {name: (int(h), int(w), int(c)) for name, (h, w, c) in self.images.items()}
+        object.__setattr__(self, "images", MappingProxyType(images))
+        if not self.state_names:
+            raise InvalidMessageError("an observation needs a state: PolicyServer cannot serve a policy without one")
+        if len(set(self.state_names)) != len(self.state_names):
+            raise InvalidMessageError(f"state names must differ from each other, got {self.state_names}")
+        if clash := set(self.state_names) & {*self.images, "task"}:
+            raise InvalidMessageError(f"names are used for a state element and something else: {sorted(clash)}")
+        for name, shape in images.items():
+            if not name or min(shape) < 1:
+                raise InvalidMessageError(f"camera {name!r} needs a name and a shape of positive sizes, got {shape}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.state_names, dict(self.images))
+
+    @property
+    def state_dim(self) -> int:
+        """Length S of the state vector."""
+        return len(self.state_names)
+
+    def to_lerobot(self) -> dict[str, dict[str, Any]]:
+        """The same as LeRobot dataset features, the form in which PolicyServer takes them."""
+        features: dict[str, dict[str, Any]] = {
+            "observation.state": {
+                "dtype": "float32",
+                "shape": (self.state_dim,),
+                "names": list(self.state_names),
+            }
+        }
+        for name, shape in self.images.items():
+            features[f"observation.images.{name}"] = {
+                "dtype": "image",
+                "shape": shape,
+                "names": ["height", "width", "channels"],
+            }
+        return features
+
+
+@dataclass(frozen=True)
+class PolicySpec:
+    """What the server is asked to serve.
+
+    Args:
+        policy_type: LeRobot's name of the policy class, such as ``act``.
+        pretrained_name_or_path: Checkpoint folder on the server, or hub name.
+        actions_per_chunk: Upper bound of the rows of a chunk.
+        features: Schema of the observations that will be sent.
+        action_dim: Length A of one action; a chunk of another width is a `ProtocolError`.
+        device: Torch device of the policy on the server.
+    """
+
+    policy_type: str
+    pretrained_name_or_path: str
+    actions_per_chunk: int
+    features: ObservationFeatures
+    action_dim: int
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if not self.policy_type:
+            raise InvalidMessageError("policy_type must not be empty")
+        if not self.pretrained_name_or_path:
+            raise InvalidMessageError("pretrained_name_or_path must not be empty")
+        if self.actions_per_chunk < 1:
+            raise InvalidMessageError(f"actions_per_chunk must be at least 1, got {self.actions_per_chunk}")
+        if self.action_dim < 1:
+            raise InvalidMessageError(f"action_dim must be at least 1, got {self.action_dim}")
+
+
+@dataclass(slots=True, eq=False)
+class Observation:
+    """One observation: what the robot saw before action ``timestep``.
+
+    Args:
+        images: Camera name to uint8 (height, width, channels), as the policy is to see it (already rotated).
+        state: float32 (S,).
+        timestep: Of the action that this observation is the input for. Never restarts within a session.
+        task: The instruction in natural language, at most `MAX_TASK_BYTES` of UTF-8.
+        must_go: Whether the server must answer it; False leaves it to PolicyServer's similarity filter.
+        episode: Index of the episode; a change tells the server to reset the policy where the backend can carry it.
+        timestamp_s: Wall clock at capture, seconds since the epoch; orientation for logs, never compared across hosts.
+    """
+
+    images: dict[str, NDArray[np.uint8]]
+    state: NDArray[np.float32]
+    timestep: int = 0
+    task: str = ""
+    must_go: bool = True
+    episode: int = 0
+    timestamp_s: float = 0.0
+    loan: object | None = field(default=None, repr=False)
+    """The transport that loaned the arrays, set by it alone; None for the caller's own."""
+
+    @classmethod
+    def empty(cls, features: ObservationFeatures) -> Observation:
+        """An observation of ordinary, uninitialised memory that fits ``features``."""
+        return cls(
+            images={name: np.empty(shape, np.uint8) for name, shape in features.images.items()},
+            state=np.empty(features.state_dim, np.float32),
+        )
+
+    def copy(self) -> Observation:
+        """A deep copy: shares no memory with this one."""
+        return Observation(
+            images={name: image.copy() for name, image in self.images.items()},
+            state=self.state.copy(),
+            timestep=self.timestep,
+            task=self.task,
+            must_go=self.must_go,
+            episode=self.episode,
+            timestamp_s=self.timestamp_s,
+        )
+
+    def check(self, features: ObservationFeatures) -> None:
+        """Refuse what does not fit the schema.
+
+        Raises:
+            InvalidMessageError: A camera is missing or unknown, or a shape, a dtype or a scalar is wrong.
+        """
+        if self.images.keys() != features.images.keys():
+            raise InvalidMessageError(
+                f"observation has the cameras {sorted(self.images)}, agreed were {sorted(features.images)}"
+            )
+        for name, shape in features.images.items():
+            _check_array(f"image {name!r}", self.images[name], shape, np.uint8)
+        _check_array("state", self.state, (features.state_dim,), np.float32)
+        if not 0 <= self.timestep < 2**63:
+            raise InvalidMessageError(f"timestep must be in [0, 2**63), got {self.timestep}")
+        if not 0 <= self.episode < 2**63:
+            raise InvalidMessageError(f"episode must be in [0, 2**63), got {self.episode}")
+        if len(self.task) * 4 > MAX_TASK_BYTES and len(self.task.encode()) > MAX_TASK_BYTES:
+            raise InvalidMessageError(f"task must be at most {MAX_TASK_BYTES} bytes of UTF-8")
+
+
+@dataclass(slots=True, eq=False)
+class ActionChunk:
+    """The answer to one observation.
+
+    Args:
+        actions: float32 (n, A), 1 <= n <= actions_per_chunk. Owned by the receiver: it stays valid.
+        timestep: Of the first row, equal to the timestep of the observation it answers.
+        timestamp_s: The observation's ``timestamp_s``, returned unchanged.
+    """
+
+    actions: NDArray[np.float32]
+    timestep: int
+    timestamp_s: float = 0.0
+
+    def __len__(self) -> int:
+        return len(self.actions)
+
+
+def _check_array(what: str, array: object, shape: tuple[int, ...], dtype: type[np.generic]) -> None:
+    if not isinstance(array, np.ndarray):
+        raise InvalidMessageError(f"{what} must be a numpy array, got {type(array).__name__}")
+    if array.shape != shape or array.dtype != dtype:
+        raise InvalidMessageError(f"{what} must be {np.dtype(dtype)} {shape}, got {array.dtype} {array.shape}")
