@@ -1,0 +1,126 @@
+"""`format_env_observation` against LeRobot's own `preprocess_observation` and `LiberoProcessorStep`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import hypothesis.extra.numpy as npst
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given, settings
+from lerobot.envs.utils import preprocess_observation
+from lerobot.processor.env_processor import LiberoProcessorStep
+from numpy.typing import NDArray
+
+from async_delta_inference.client.observation import format_env_observation, quaternion_to_axis_angle, state_vector
+from async_delta_inference.errors import ConfigError
+
+RNG = np.random.default_rng(0)
+
+
+def random_image(height: int = 12, width: int = 10) -> NDArray[np.uint8]:
+    return RNG.integers(0, 256, (height, width, 3), np.uint8)
+
+
+def libero_observation(quaternion: NDArray[np.float64] | None = None) -> dict[str, Any]:
+    if quaternion is None:
+        quaternion = RNG.normal(size=4)
+        quaternion /= np.linalg.norm(quaternion)
+    return {
+        "pixels": {"image": random_image(), "image2": random_image()},
+        "robot_state": {
+            "eef": {"pos": RNG.normal(size=3), "quat": quaternion, "mat": RNG.normal(size=(3, 3))},
+            "gripper": {"qpos": RNG.normal(size=2), "qvel": RNG.normal(size=2)},
+            "joints": {"pos": RNG.normal(size=7), "vel": RNG.normal(size=7)},
+        },
+    }
+
+
+def batched(tree: Any) -> Any:
+    return {k: batched(v) for k, v in tree.items()} if isinstance(tree, dict) else np.asarray(tree)[None]
+
+
+def through_lerobot(observation: dict[str, Any]) -> dict[str, torch.Tensor]:
+    tensors = preprocess_observation(batched(observation))
+    return LiberoProcessorStep().observation(tensors) if "robot_state" in observation else tensors
+
+
+def as_lerobot_image(image: NDArray[np.uint8]) -> torch.Tensor:
+    return (torch.from_numpy(image).permute(2, 0, 1).float() / 255)[None]
+
+
+def assert_equal_to_lerobot(observation: dict[str, Any], names: dict[str, str]) -> None:
+    ours, theirs = format_env_observation(observation, "pick it up"), through_lerobot(observation)
+    assert ours.keys() == {*names, "observation.state", "task"}
+    assert ours["task"] == "pick it up"
+    for name, their_name in names.items():
+        assert ours[name].dtype == np.uint8
+        assert ours[name].flags.c_contiguous
+        assert torch.equal(as_lerobot_image(ours[name]), theirs[their_name])
+    assert ours["observation.state"].dtype == np.float32
+    assert ours["observation.state"][None].tobytes() == theirs["observation.state"].numpy().tobytes()
+
+
+def test_libero_equals_lerobot_bit_for_bit() -> None:
+    names = {name: name for name in ("observation.images.image", "observation.images.image2")}
+    for _ in range(20):
+        assert_equal_to_lerobot(libero_observation(), names)
+
+
+def test_single_camera_is_served_as_image() -> None:
+    observation = {"pixels": random_image(), "agent_pos": RNG.normal(size=2)}
+    assert_equal_to_lerobot(observation, {"observation.images.image": "observation.image"})
+
+
+def test_named_cameras_keep_their_names() -> None:
+    observation = {"pixels": {"top": random_image()}, "agent_pos": RNG.normal(size=14)}
+    assert_equal_to_lerobot(observation, {"observation.images.top": "observation.images.top"})
+
+
+UNIT_COMPONENTS = npst.arrays(np.float64, 4, elements=st.floats(-1, 1))
+
+
+@settings(max_examples=500, deadline=None)
+@given(UNIT_COMPONENTS)
+@example(np.array([0.0, 0.0, 0.0, 1.0]))
+@example(np.array([0.0, 0.0, 0.0, -1.0]))
+@example(np.array([0.0, 0.0, 0.0, 0.0]))
+@example(np.array([1e-9, 0.0, 0.0, 1.0 + 1e-9]))
+@example(np.array([1e-4, 0.0, 0.0, -0.99999997]))
+@example(np.array([0.0, 1.0, 0.0, -0.0]))
+def test_axis_angle_equals_lerobot(quaternion: NDArray[np.float64]) -> None:
+    norm = float(np.linalg.norm(quaternion))
+    for candidate in (quaternion, quaternion / norm if norm > 1e-6 else quaternion):
+        for signed in (candidate, -candidate):
+            theirs = LiberoProcessorStep()._quat2axisangle(torch.from_numpy(signed[None])).numpy()
+            assert quaternion_to_axis_angle(signed)[None].tobytes() == theirs.tobytes()
+
+
+def test_the_result_shares_no_memory_with_the_observation() -> None:
+    observation = {"pixels": random_image(), "agent_pos": np.zeros(2, np.float32)}
+    formatted = format_env_observation(observation)
+    assert not np.shares_memory(formatted["observation.images.image"], observation["pixels"])
+    assert not np.shares_memory(formatted["observation.state"], observation["agent_pos"])
+
+
+@pytest.mark.parametrize(
+    ("observation", "missing"),
+    [
+        ({"agent_pos": np.zeros(2)}, "pixels"),
+        ({"pixels": {"image": np.zeros((4, 4, 3), np.float32)}, "agent_pos": np.zeros(2)}, "uint8"),
+        ({"pixels": {"image": random_image()}}, "agent_pos"),
+        ({"pixels": random_image(), "environment_state": np.zeros(16)}, "without a state"),
+    ],
+)
+def test_what_is_missing_is_named(observation: dict[str, Any], missing: str) -> None:
+    with pytest.raises(ConfigError, match=missing):
+        format_env_observation(observation)
+
+
+def test_state_vector_flattens_and_copies() -> None:
+    source = np.arange(3, dtype=np.float32)
+    vector = state_vector({"agent_pos": source})
+    source[:] = -1
+    assert vector.tolist() == [0, 1, 2]
