@@ -105,9 +105,9 @@ class PickPlaceExpert:
     ) -> NDArray[np.float64]:
         cfg = self.config
         if self.phase == Phase.ABOVE:
-            return object_pos + (0.0, 0.0, cfg.hover_height_m)
+            return object_pos + np.array([0.0, 0.0, cfg.hover_height_m])
         if self.phase in (Phase.DESCEND, Phase.GRASP):
-            return object_pos + (0.0, 0.0, cfg.grasp_height_m)
+            return object_pos + np.array([0.0, 0.0, cfg.grasp_height_m])
         if self.phase == Phase.LIFT:
             return np.array([eef_pos[0], eef_pos[1], self._lift_z_m])
         if self.phase == Phase.CARRY:

@@ -93,7 +93,15 @@ def to_policy_observation(observation: dict[str, Any]) -> dict[str, torch.Tensor
     from lerobot.envs.utils import preprocess_observation
     from lerobot.processor.env_processor import LiberoProcessorStep
 
-    return LiberoProcessorStep().observation(preprocess_observation(observation))
+    return LiberoProcessorStep().observation(preprocess_observation(_with_batch_axis(observation)))
+
+
+def _with_batch_axis(tree: dict[str, Any]) -> dict[str, Any]:
+    """Adds the leading axis that a vector environment would add."""
+    return {
+        name: _with_batch_axis(value) if isinstance(value, dict) else np.asarray(value)[None]
+        for name, value in tree.items()
+    }
 
 
 class CameraGate:

@@ -1,0 +1,92 @@
+"""Records demonstrations of one MetaWorld task with the expert that comes with the package.
+
+LeRobot's `MetaworldEnv` always renders 480x480. The dataset holds the image shrunk by the same processor step that the
+exported policy carries, so training and evaluation see the same pixels, through PolicyServer and through lerobot-eval.
+Episode i uses seed `first_seed + i`; an evaluation uses seeds from 1000 on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from demo_dataset import Episode, dataset_features, image_hwc_uint8, write_demonstrations
+from libero_expert import Disturbance
+from numpy.typing import NDArray
+
+FPS = 80
+IMAGE_KEY = "observation.images.image"
+
+
+class MetaworldRecorder:
+    """Holds one environment and records episodes in it."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        """Builds the environment, about 5 s."""
+        os.environ.setdefault("MUJOCO_GL", "egl")
+        from lerobot.envs.metaworld import MetaworldEnv
+        from lerobot.processor import ImageCropResizeProcessorStep
+
+        self._args = args
+        self._env = MetaworldEnv(args.task, obs_type="pixels_agent_pos")
+        self._resize = ImageCropResizeProcessorStep(resize_size=(args.image_size_px, args.image_size_px))
+
+    def record(self, index: int, attempt: int) -> Episode:
+        """Records episode `index`. The same index and attempt give the same episode."""
+        args = self._args
+        seed = args.first_seed + index
+        rng = np.random.default_rng([args.seed, seed, attempt])
+        disturbance = Disturbance(rng, args.noise_std, args.push_probability, args.push_size)
+        self._env.reset(seed=seed)
+        inner = self._env._env
+        raw = inner._get_obs()
+        frames: list[dict[str, Any]] = []
+        for _ in range(args.max_steps):
+            action = np.clip(self._env.expert_policy.get_action(raw), -1.0, 1.0).astype(np.float32)
+            frames.append(self._frame(self._env._format_raw_obs(raw), action))
+            raw, _, _, _, info = inner.step(disturbance.apply(action))
+            if info["success"]:
+                return Episode(frames, True, {"seed": seed})
+        return Episode(frames, False, {"seed": seed})
+
+    def _frame(self, observation: dict[str, Any], action: NDArray[np.float32]) -> dict[str, Any]:
+        image = torch.from_numpy(observation["pixels"]).permute(2, 0, 1)[None].float() / 255.0
+        small = self._resize.observation({IMAGE_KEY: image})[IMAGE_KEY]
+        return {
+            IMAGE_KEY: image_hwc_uint8(small),
+            "observation.state": observation["agent_pos"].astype(np.float32),
+            "action": action,
+            "task": self._env.task_description,
+        }
+
+
+def parse_args() -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--task", default="reach-v3")
+    parser.add_argument("--output", type=Path, required=True, help="dataset folder; an unfinished one is continued")
+    parser.add_argument("--episodes", type=int, default=60)
+    parser.add_argument("--seed", type=int, default=0, help="of the noise")
+    parser.add_argument("--first-seed", type=int, default=0, help="of the environment, for the first episode")
+    parser.add_argument("--image-size-px", type=int, default=96)
+    parser.add_argument("--max-steps", type=int, default=200)
+    parser.add_argument("--noise-std", type=float, default=0.1)
+    parser.add_argument("--push-probability", type=float, default=0.03)
+    parser.add_argument("--push-size", type=float, default=0.5)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Records the dataset."""
+    args = parse_args()
+    size = args.image_size_px
+    features = dataset_features({"image": (size, size, 3)}, state_dim=4, action_dim=4)
+    write_demonstrations(args.output, FPS, features, args.episodes, MetaworldRecorder(args).record)
+
+
+if __name__ == "__main__":
+    main()

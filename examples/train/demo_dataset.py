@@ -1,0 +1,133 @@
+"""Writes demonstrations as a LeRobotDataset, in blocks, so that an interrupted run loses one block at most."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from lerobot.datasets import LeRobotDataset
+
+EPISODES_PER_BLOCK = 4
+LOG_NAME = "demonstrations.jsonl"
+
+
+@dataclass
+class Episode:
+    """One demonstration.
+
+    Attributes:
+        frames: one mapping per control step: `observation.*` arrays, `action` and `task`.
+        is_success: whether the task was solved.
+        details: how the episode came about (init state, seed, offsets), for the log.
+    """
+
+    frames: list[dict[str, Any]]
+    is_success: bool
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+def dataset_features(
+    image_shapes: Mapping[str, tuple[int, int, int]], state_dim: int, action_dim: int
+) -> dict[str, Any]:
+    """Describes the columns of a dataset.
+
+    Args:
+        image_shapes: camera name, without `observation.images.`, to (height, width, 3).
+        state_dim: length of `observation.state`.
+        action_dim: length of `action`.
+    """
+    features: dict[str, Any] = {
+        f"observation.images.{name}": {"dtype": "image", "shape": shape, "names": ["height", "width", "channels"]}
+        for name, shape in image_shapes.items()
+    }
+    for name, dim in (("observation.state", state_dim), ("action", action_dim)):
+        features[name] = {
+            "dtype": "float32",
+            "shape": (dim,),
+            "names": [f"{name.split('.')[-1]}_{i}" for i in range(dim)],
+        }
+    return features
+
+
+def open_block(root: Path, fps: int, features: dict[str, Any]) -> LeRobotDataset:
+    """Creates the dataset at `root`, or opens it to append. The caller finalizes it."""
+    from lerobot.datasets import LeRobotDataset
+
+    repo_id = f"local/{root.name}"
+    if (root / "meta" / "info.json").exists():
+        return LeRobotDataset.resume(repo_id, root=root)
+    return LeRobotDataset.create(repo_id, fps=fps, features=features, root=root, use_videos=False)
+
+
+def count_episodes(root: Path) -> int:
+    """Number of episodes that are safely on disk."""
+    info = root / "meta" / "info.json"
+    return int(json.loads(info.read_text())["total_episodes"]) if info.exists() else 0
+
+
+def write_demonstrations(
+    root: Path,
+    fps: int,
+    features: dict[str, Any],
+    n_episodes: int,
+    record: Callable[[int, int], Episode],
+    max_attempts: int = 5,
+) -> None:
+    """Records episodes until the dataset holds `n_episodes`; goes on where an earlier run stopped.
+
+    Args:
+        root: folder of the dataset.
+        fps: control frequency, Hz.
+        features: from `dataset_features`.
+        n_episodes: how many the finished dataset holds.
+        record: `(episode_index, attempt) -> Episode`; must depend on nothing else, so that resuming repeats nothing.
+        max_attempts: how often an episode that fails is tried again with another attempt number.
+
+    Raises:
+        RuntimeError: if the expert fails an episode `max_attempts` times.
+    """
+    if root.exists() and not (root / "meta" / "info.json").exists():
+        shutil.rmtree(root)  # What a run that died before its first block left behind.
+    started_s = time.monotonic()
+    first = count_episodes(root)
+    while (done := count_episodes(root)) < n_episodes:
+        dataset = open_block(root, fps, features)
+        entries = []
+        for index in range(done, min(done + EPISODES_PER_BLOCK, n_episodes)):
+            episode, attempt = _record_success(record, index, max_attempts)
+            for frame in episode.frames:
+                dataset.add_frame(frame)
+            dataset.save_episode()
+            entries.append({"episode": index, "attempt": attempt, "steps": len(episode.frames), **episode.details})
+            elapsed_s = time.monotonic() - started_s
+            remaining_s = elapsed_s / (index + 1 - first) * (n_episodes - index - 1)
+            print(
+                f"{root.name}: {index + 1}/{n_episodes} {entries[-1]} {elapsed_s:.0f} s, {remaining_s:.0f} s left",
+                flush=True,
+            )
+        dataset.finalize()
+        with (root / LOG_NAME).open("a") as log:
+            log.writelines(json.dumps(entry) + "\n" for entry in entries)
+
+
+def _record_success(record: Callable[[int, int], Episode], index: int, max_attempts: int) -> tuple[Episode, int]:
+    for attempt in range(max_attempts):
+        episode = record(index, attempt)
+        if episode.is_success:
+            return episode, attempt
+        print(f"episode {index}: attempt {attempt} failed, discarded", flush=True)
+    raise RuntimeError(f"the expert failed episode {index} {max_attempts} times")
+
+
+def image_hwc_uint8(image: Any) -> NDArray[np.uint8]:
+    """Undoes LeRobot's image preprocessing: float (1, 3, H, W) in 0..1 to uint8 (H, W, 3), exactly."""
+    return np.rint(np.asarray(image[0]).transpose(1, 2, 0) * 255.0).astype(np.uint8)
