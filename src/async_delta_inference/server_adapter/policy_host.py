@@ -7,6 +7,7 @@ import sys
 import threading
 from importlib import import_module
 from types import ModuleType
+from typing import Any
 
 __all__ = ["load_policy_server_module"]
 
@@ -27,7 +28,7 @@ def load_policy_server_module() -> ModuleType:
     with _import_lock:
         if loaded := sys.modules.get(_MODULE):
             return loaded
-        helpers = import_module("lerobot.async_inference.helpers")
+        helpers: Any = import_module("lerobot.async_inference.helpers")
         original = helpers.get_logger
         helpers.get_logger = _quiet_logger
         try:

@@ -21,6 +21,9 @@ __all__ = ["ActionChunk", "Observation", "ObservationFeatures", "PolicySpec"]
 MAX_TASK_BYTES = 4096
 """Upper bound of the UTF-8 length of ``Observation.task``, so that a fixed slot can hold it."""
 
+_UINT8 = np.dtype(np.uint8)
+_FLOAT32 = np.dtype(np.float32)
+
 
 @dataclass(frozen=True)
 class ObservationFeatures:
@@ -34,11 +37,16 @@ class ObservationFeatures:
 
     state_names: tuple[str, ...]
     images: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
+    # The same, in the form that checking every message needs.
+    image_shapes: tuple[tuple[str, tuple[int, int, int]], ...] = field(init=False, repr=False, compare=False)
+    state_shape: tuple[int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "state_names", tuple(self.state_names))
         images = {name: (int(h), int(w), int(c)) for name, (h, w, c) in self.images.items()}
         object.__setattr__(self, "images", MappingProxyType(images))
+        object.__setattr__(self, "image_shapes", tuple(images.items()))
+        object.__setattr__(self, "state_shape", (len(self.state_names),))
         if not self.state_names:
             raise InvalidMessageError("an observation needs a state: PolicyServer cannot serve a policy without one")
         if len(set(self.state_names)) != len(self.state_names):
@@ -156,19 +164,31 @@ class Observation:
         Raises:
             InvalidMessageError: A camera is missing or unknown, or a shape, a dtype or a scalar is wrong.
         """
-        if self.images.keys() != features.images.keys():
-            raise InvalidMessageError(
-                f"observation has the cameras {sorted(self.images)}, agreed were {sorted(features.images)}"
-            )
-        for name, shape in features.images.items():
-            _check_array(f"image {name!r}", self.images[name], shape, np.uint8)
-        _check_array("state", self.state, (features.state_dim,), np.float32)
+        images = self.images
+        schema = features.image_shapes
+        if len(images) != len(schema):
+            self._refuse_cameras(features)
+        for name, shape in schema:
+            image = images.get(name)
+            # This runs once per message: look for what is as it should be, and ask what is wrong only then.
+            if type(image) is not np.ndarray or image.shape != shape or image.dtype is not _UINT8:
+                if image is None:
+                    self._refuse_cameras(features)
+                _check_array(f"image {name!r}", image, shape, np.uint8)
+        state = self.state
+        if type(state) is not np.ndarray or state.shape != features.state_shape or state.dtype is not _FLOAT32:
+            _check_array("state", state, features.state_shape, np.float32)
         if not 0 <= self.timestep < 2**63:
             raise InvalidMessageError(f"timestep must be in [0, 2**63), got {self.timestep}")
         if not 0 <= self.episode < 2**63:
             raise InvalidMessageError(f"episode must be in [0, 2**63), got {self.episode}")
         if len(self.task) * 4 > MAX_TASK_BYTES and len(self.task.encode()) > MAX_TASK_BYTES:
             raise InvalidMessageError(f"task must be at most {MAX_TASK_BYTES} bytes of UTF-8")
+
+    def _refuse_cameras(self, features: ObservationFeatures) -> None:
+        raise InvalidMessageError(
+            f"observation has the cameras {sorted(self.images)}, agreed were {sorted(features.images)}"
+        )
 
 
 @dataclass(slots=True, eq=False)
