@@ -79,7 +79,10 @@ def camera_images(observation: Mapping[str, Any]) -> dict[str, NDArray[np.uint8]
         ConfigError: There are no pixels, or an image is not uint8 (H, W, C).
     """
     if "pixels" not in observation:
-        raise ConfigError(f"the observation has no 'pixels' but {sorted(observation)}: a policy server needs images")
+        raise ConfigError(
+            f"the observation has no 'pixels' but {sorted(observation)}: a policy server needs images and a state; try "
+            "--env.obs_type=pixels_agent_pos"
+        )
     pixels = observation["pixels"]
     images = dict(pixels) if isinstance(pixels, Mapping) else {SINGLE_CAMERA: pixels}
     for camera, image in images.items():
@@ -117,8 +120,8 @@ def quaternion_to_axis_angle(quaternion: NDArray[np.floating[Any]]) -> NDArray[n
     Returns:
         float32 (3,).
     """
-    # In torch, as LeRobot has it: its float32 square root and arc cosine differ from numpy's in the last bit for about one
-    # argument in thirty.
+    # In torch, as LeRobot has it: its float32 square root and arc cosine differ from numpy's in the last bit for about
+    # one argument in thirty.
     import torch
 
     xyzw = torch.from_numpy(np.asarray(quaternion, np.float32))

@@ -1,8 +1,8 @@
 """`Environment`: one task in one simulator, as the control loop sees it.
 
-It differs from ``gymnasium.Env`` in two points. Stepping and looking are apart, since rendering is most of the cost of a
-step and a chunked policy looks at one frame in ten or more; and what it sees is written straight into memory that the
-transport loans.
+It differs from ``gymnasium.Env`` in two points. Stepping and looking are apart, since rendering is most of the cost of
+a step and a chunked policy looks at one frame in ten or more; and what it sees is written straight into memory that
+the transport loans.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class StepResult:
 
 
 class Environment(ABC):
-    """One task. Cheap to construct: the simulator is built by the first `reset`.
+    """One task. Where the simulator is expensive to build, the first `reset` builds it.
 
     Attributes:
         task_group: Suite or family, the first key of ``eval_info.json`` (``libero_object``).
@@ -67,6 +67,9 @@ class Environment(ABC):
         Args:
             seed: Of this episode.
             render: Whether the first observation's frames will be wanted.
+
+        Raises:
+            EpisodeError: The simulator failed.
         """
 
     @abstractmethod
@@ -77,7 +80,14 @@ class Environment(ABC):
             action: float32 (A,).
             render: Whether the frames after this step will be wanted. States, rewards and the frames that are rendered
                 do not depend on it.
+
+        Raises:
+            EpisodeError: The simulator failed, or was never reset.
         """
+
+    @abstractmethod
+    def state(self) -> NDArray[np.float32]:
+        """float32 (S,): the current state vector, of its own memory; known after every step, rendered or not."""
 
     @abstractmethod
     def write_observation(self, observation: Observation) -> None:

@@ -1,0 +1,17 @@
+"""Simulated environments, by LeRobot's ``--env.type``. Importing this loads no simulator and no torch."""
+
+from async_delta_inference.client.environments.base import Environment, StepResult
+from async_delta_inference.client.environments.construction import LeRobotTask, build_tasks
+from async_delta_inference.client.environments.lerobot_env import EnvironmentTraits, LeRobotEnvironment
+from async_delta_inference.client.environments.registry import make_environments, register_environment
+
+__all__ = [
+    "Environment",
+    "EnvironmentTraits",
+    "LeRobotEnvironment",
+    "LeRobotTask",
+    "StepResult",
+    "build_tasks",
+    "make_environments",
+    "register_environment",
+]

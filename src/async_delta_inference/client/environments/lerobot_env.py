@@ -1,0 +1,223 @@
+"""`LeRobotEnvironment`: any environment that LeRobot can build, as an `Environment`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from async_delta_inference.client.environments.base import Environment, StepResult
+from async_delta_inference.client.environments.construction import LeRobotTask
+from async_delta_inference.client.observation import (
+    LIBERO_STATE_NAMES,
+    camera_images,
+    is_libero,
+    state_vector,
+    write_image,
+)
+from async_delta_inference.errors import ConfigError, EpisodeError
+from async_delta_inference.transport import Observation, ObservationFeatures
+
+if TYPE_CHECKING:
+    import gymnasium
+
+__all__ = ["EnvironmentTraits", "HoldAction", "LeRobotEnvironment"]
+
+HoldAction = Callable[[NDArray[np.float32], NDArray[np.float32] | None], NDArray[np.float32]]
+"""From the state (S,) and the last executed action (A,), None before the first, to the action (A,) that holds still."""
+
+
+@dataclass(frozen=True)
+class EnvironmentTraits:
+    """What a registry entry knows about an environment beyond what LeRobot says.
+
+    Args:
+        state_names: One name per state element; ``state_0``, ``state_1``, ... where None.
+        hold_action: What a robot does while it has no action; None where nobody said.
+        convert: From the raw observation of ``step`` to LeRobot's layout (``pixels`` with ``agent_pos`` or
+            ``robot_state``); None where it has that layout already.
+    """
+
+    state_names: tuple[str, ...] | None = None
+    hold_action: HoldAction | None = None
+    convert: Callable[[Any], Mapping[str, Any]] | None = None
+
+
+class LeRobotEnvironment(Environment):
+    """A gymnasium environment with LeRobot's observation layout, run as ``lerobot-eval`` runs it.
+
+    A subclass that can simulate without rendering overrides `_want_frames`.
+
+    Args:
+        task: What LeRobot built.
+        traits: What else is known about it.
+
+    Raises:
+        ConfigError: It cannot be served: no pixels, no state, an action that is not one vector, or no step limit.
+    """
+
+    def __init__(self, task: LeRobotTask, traits: EnvironmentTraits | None = None) -> None:
+        self._traits = traits or EnvironmentTraits()
+        self._rebuild = task.rebuild
+        self._env: gymnasium.Env[Any, Any] | None = task.env
+        self._raw: Mapping[str, Any] | None = None
+        self._frames_current = False
+        self._last_action: NDArray[np.float32] | None = None
+        self.task_group = task.group
+        self.task_id = task.index
+        self.fps = task.fps
+        self.task_description = _task_description(task.env)
+        self.features = self._observation_features(task.env)
+        self.action_dim = _action_dim(task.env, self.name)
+        self.max_episode_steps = _step_limit(task.env, self.name)
+
+    @property
+    def name(self) -> str:
+        """Group and index, for messages."""
+        return f"{self.task_group}/{self.task_id}"
+
+    def reset(self, seed: int | None, *, render: bool = True) -> None:  # noqa: D102
+        from lerobot.envs.utils import NEW_ROLLOUT_OPTION
+
+        if self._env is None:
+            self._env = self._rebuild()
+        self._last_action = None
+        with self._simulator_errors("reset"):
+            self._want_frames(render)
+            raw, _ = self._env.reset(seed=seed, options={NEW_ROLLOUT_OPTION: True})
+        self._take(raw, render)
+        self.task_description = _task_description(self._env)
+
+    def step(self, action: NDArray[np.float32], *, render: bool = True) -> StepResult:  # noqa: D102
+        env = self._running()
+        with self._simulator_errors("step"):
+            self._want_frames(render)
+            raw, reward, terminated, truncated, info = env.step(action)
+        self._take(raw, render)
+        self._last_action = action
+        return StepResult(float(reward), bool(terminated), bool(truncated), _is_success(info))
+
+    def state(self) -> NDArray[np.float32]:  # noqa: D102
+        return state_vector(self._observed())
+
+    def write_observation(self, observation: Observation) -> None:  # noqa: D102
+        raw = self._observed()
+        if not self._frames_current:
+            raise EpisodeError(f"{self.name} was asked for frames that it was told not to render")
+        rotate = is_libero(raw)
+        for camera, image in camera_images(raw).items():
+            write_image(image, observation.images[camera], rotate=rotate)
+        np.copyto(observation.state, state_vector(raw))
+
+    def hold_action(self) -> NDArray[np.float32]:  # noqa: D102
+        if self._traits.hold_action is None:
+            raise ConfigError(
+                f"nobody said how {self.name} holds still: register it with a hold_action, or use --on_starvation=wait"
+            )
+        held = self._traits.hold_action(self.state(), self._last_action)
+        return np.asarray(held, np.float32).reshape(self.action_dim)
+
+    def video_frame(self) -> NDArray[np.uint8]:  # noqa: D102
+        env = self._running()
+        with self._simulator_errors("render"):
+            frame: Any = env.render()
+        if not isinstance(frame, np.ndarray):
+            raise EpisodeError(f"{self.name} renders no video frames: its render_mode is {env.render_mode!r}")
+        return np.ascontiguousarray(frame)
+
+    def close(self) -> None:  # noqa: D102
+        env, self._env, self._raw = self._env, None, None
+        if env is not None:
+            env.close()
+
+    def _want_frames(self, wanted: bool) -> None:
+        """Tell the simulator whether the next reset or step needs to render; here it always does."""
+
+    def _take(self, raw: Any, render: bool) -> None:
+        self._raw = self._converted(raw)
+        self._frames_current = render
+
+    def _converted(self, raw: Any) -> Mapping[str, Any]:
+        converted = self._traits.convert(raw) if self._traits.convert is not None else raw
+        if not isinstance(converted, Mapping):
+            raise ConfigError(
+                f"{self.name} observes a {type(converted).__name__}, not a dictionary with 'pixels' and 'agent_pos': "
+                "try --env.obs_type=pixels_agent_pos, or register it with a conversion"
+            )
+        return converted
+
+    def _observed(self) -> Mapping[str, Any]:
+        if self._raw is None:
+            raise EpisodeError(f"{self.name} was never reset")
+        return self._raw
+
+    def _running(self) -> gymnasium.Env[Any, Any]:
+        if self._env is None or self._raw is None:
+            raise EpisodeError(f"{self.name} was never reset")
+        return self._env
+
+    def _observation_features(self, env: gymnasium.Env[Any, Any]) -> ObservationFeatures:
+        example = self._converted(_zeros_of(env.observation_space))
+        images = {camera: _image_shape(image) for camera, image in camera_images(example).items()}
+        state_dim = len(state_vector(example))
+        names = self._traits.state_names or (LIBERO_STATE_NAMES if is_libero(example) else None)
+        names = names or tuple(f"state_{i}" for i in range(state_dim))
+        if len(names) != state_dim:
+            raise ConfigError(f"{self.name} has a state of {state_dim} elements but {len(names)} names for them")
+        return ObservationFeatures(names, images)
+
+    @contextmanager
+    def _simulator_errors(self, doing: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as exc:
+            raise EpisodeError(f"{self.name} failed in {doing}: {type(exc).__name__}: {exc}") from exc
+
+
+def _image_shape(image: NDArray[np.uint8]) -> tuple[int, int, int]:
+    height, width, channels = image.shape
+    return height, width, channels
+
+
+def _zeros_of(space: Any) -> Any:
+    """An observation of a gymnasium space with nothing in it: its shapes, dtypes and keys are the real ones."""
+    from gymnasium.spaces import Dict
+
+    if isinstance(space, Dict):
+        return {key: _zeros_of(inner) for key, inner in space.items()}
+    return np.zeros(space.shape, space.dtype)
+
+
+def _action_dim(env: gymnasium.Env[Any, Any], name: str) -> int:
+    shape = env.action_space.shape
+    if shape is None or len(shape) != 1:
+        raise ConfigError(f"{name} takes actions of the space {env.action_space}; needed is a vector")
+    return shape[0]
+
+
+def _step_limit(env: gymnasium.Env[Any, Any], name: str) -> int:
+    limit = _attribute(env, "_max_episode_steps")
+    if not limit:
+        raise ConfigError(f"{name} has no step limit: register its gymnasium id with max_episode_steps")
+    return int(limit)
+
+
+def _task_description(env: gymnasium.Env[Any, Any]) -> str:
+    """The instruction as ``lerobot-eval`` finds it: the description, else the task's name, else nothing."""
+    for attribute in ("task_description", "task"):
+        found = _attribute(env, attribute)
+        if found is not None:
+            return str(found)
+    return ""
+
+
+def _attribute(env: gymnasium.Env[Any, Any], name: str) -> Any:
+    return env.get_wrapper_attr(name) if env.has_wrapper_attr(name) else None
+
+
+def _is_success(info: Mapping[str, Any]) -> bool:
+    return bool(info.get("is_success", False))
