@@ -1,4 +1,4 @@
-"""Writes demonstrations as a LeRobotDataset, in blocks, so that an interrupted run loses one block at most."""
+"""Writes demonstrations as a LeRobotDataset, episode by episode, so that an interrupted run loses one at most."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from lerobot.datasets import LeRobotDataset
 
-EPISODES_PER_BLOCK = 4
 LOG_NAME = "demonstrations.jsonl"
 
 
@@ -58,7 +57,7 @@ def dataset_features(
     return features
 
 
-def open_block(root: Path, fps: int, features: dict[str, Any]) -> LeRobotDataset:
+def open_to_append(root: Path, fps: int, features: dict[str, Any]) -> LeRobotDataset:
     """Creates the dataset at `root`, or opens it to append. The caller finalizes it."""
     from lerobot.datasets import LeRobotDataset
 
@@ -96,27 +95,24 @@ def write_demonstrations(
         RuntimeError: if the expert fails an episode `max_attempts` times.
     """
     if root.exists() and not (root / "meta" / "info.json").exists():
-        shutil.rmtree(root)  # What a run that died before its first block left behind.
+        shutil.rmtree(root)  # What a run that died in its first episode left behind.
     started_s = time.monotonic()
     first = count_episodes(root)
-    while (done := count_episodes(root)) < n_episodes:
-        dataset = open_block(root, fps, features)
-        entries = []
-        for index in range(done, min(done + EPISODES_PER_BLOCK, n_episodes)):
-            episode, attempt = _record_success(record, index, max_attempts)
-            for frame in episode.frames:
-                dataset.add_frame(frame)
-            dataset.save_episode()
-            entries.append({"episode": index, "attempt": attempt, "steps": len(episode.frames), **episode.details})
-            elapsed_s = time.monotonic() - started_s
-            remaining_s = elapsed_s / (index + 1 - first) * (n_episodes - index - 1)
-            print(
-                f"{root.name}: {index + 1}/{n_episodes} {entries[-1]} {elapsed_s:.0f} s, {remaining_s:.0f} s left",
-                flush=True,
-            )
+    for index in range(first, n_episodes):
+        episode, attempt = _record_success(record, index, max_attempts)
+        # Opened for one episode only: a run that is killed while it records leaves finished files behind.
+        dataset = open_to_append(root, fps, features)
+        for frame in episode.frames:
+            dataset.add_frame(frame)
+        dataset.save_episode()
         dataset.finalize()
+        entry = {"episode": index, "attempt": attempt, "steps": len(episode.frames), **episode.details}
         with (root / LOG_NAME).open("a") as log:
-            log.writelines(json.dumps(entry) + "\n" for entry in entries)
+            log.write(json.dumps(entry) + "\n")
+        elapsed_s = time.monotonic() - started_s
+        remaining_s = elapsed_s / (index + 1 - first) * (n_episodes - index - 1)
+        progress = f"{root.name}: {index + 1}/{n_episodes}"
+        print(f"{progress} {entry} {elapsed_s:.0f} s, {remaining_s:.0f} s left", flush=True)
 
 
 def _record_success(record: Callable[[int, int], Episode], index: int, max_attempts: int) -> tuple[Episode, int]:
