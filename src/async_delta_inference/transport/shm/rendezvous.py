@@ -1,0 +1,211 @@
+"""Where client and server meet: a Unix socket in a folder that only the user can enter."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import re
+import socket
+import stat
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from async_delta_inference.errors import ConfigError, PeerUnreachableError
+
+__all__ = [
+    "FOLDER_VARIABLE",
+    "connect",
+    "listen",
+    "remove_if_stale",
+    "rendezvous_folder",
+    "server_key",
+    "socket_path",
+]
+
+FOLDER_VARIABLE = "ASYNC_DELTA_RUNTIME_DIR"
+"""Environment variable that overrides the folder; it must be the same for client and server."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_MAX_PATH_BYTES = 107
+_RETRY_S = 0.05
+_PROBE_TIMEOUT_S = 1.0
+_LOCK_TIMEOUT_S = 5.0
+_BACKLOG = 16
+
+
+def rendezvous_folder() -> Path:
+    """The folder of the sockets, made if it is not there.
+
+    `FOLDER_VARIABLE` if set, else in ``$XDG_RUNTIME_DIR``, else a folder of the user's in the temporary directory.
+
+    Raises:
+        ConfigError: It belongs to somebody else, others may write to it, or it cannot be made.
+    """
+    if sys.platform != "linux":
+        raise ConfigError("the shared-memory transport needs Linux: use --transport=grpc here")
+    if chosen := os.environ.get(FOLDER_VARIABLE):
+        folder = Path(chosen)
+    elif runtime := os.environ.get("XDG_RUNTIME_DIR"):
+        folder = Path(runtime) / "async-delta-inference"
+    else:
+        folder = Path(tempfile.gettempdir()) / f"async-delta-inference-{os.geteuid()}"
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        status = folder.lstat()
+    except OSError as exc:
+        raise ConfigError(f"cannot make the folder of the sockets, {folder}: {exc}. Set {FOLDER_VARIABLE}") from exc
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
+        raise ConfigError(
+            f"{folder} must be a real folder of user {os.geteuid()} with mode 0700; it has mode "
+            f"{stat.filemode(status.st_mode)} and belongs to user {status.st_uid}. "
+            f"Correct it, or set {FOLDER_VARIABLE} to another folder"
+        )
+    return folder
+
+
+def socket_path(name: str) -> Path:
+    """The socket of ``shm://name``.
+
+    Raises:
+        ConfigError: Not a name, or the folder cannot be used.
+    """
+    if not _NAME.fullmatch(name):
+        raise ConfigError(
+            f"{name!r} is no name for shared memory: take 1 to 64 letters, digits, '.', '_' or '-', as in shm://policy"
+        )
+    path = rendezvous_folder() / f"{name}.sock"
+    if len(os.fsencode(path)) > _MAX_PATH_BYTES:
+        raise ConfigError(
+            f"the socket path {path} is longer than the system's {_MAX_PATH_BYTES} bytes: "
+            f"set {FOLDER_VARIABLE} to a shorter folder"
+        )
+    return path
+
+
+def server_key(path: Path) -> str:
+    """Names the server at this socket in /dev/shm; both sides derive it."""
+    return hashlib.sha256(os.fsencode(path)).hexdigest()[:12]
+
+
+def listen(path: Path) -> socket.socket:
+    """Bind the socket, taking it over from a server that was killed.
+
+    Raises:
+        ConfigError: A live server has it, or something that is not a socket is in its place.
+    """
+    with _folder_lock(path.parent):
+        if _exists(path):
+            if _is_alive(path):
+                raise ConfigError(f"a server is already listening at {path}: stop it, or take another name")
+            path.unlink()
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            listener.bind(os.fspath(path))
+            path.chmod(0o600)
+            listener.listen(_BACKLOG)
+        except OSError as exc:
+            listener.close()
+            raise ConfigError(f"cannot listen at {path}: {exc}") from exc
+    return listener
+
+
+def connect(path: Path, timeout_s: float) -> socket.socket:
+    """A connection to the server at ``path``, for whose start this waits.
+
+    Raises:
+        PeerUnreachableError: Nobody listens there within ``timeout_s``; or it is no socket, or not the user's.
+    """
+    deadline_s = time.monotonic() + timeout_s
+    while True:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            if not path.is_symlink():
+                sock.settimeout(max(_RETRY_S, deadline_s - time.monotonic()))
+                sock.connect(os.fspath(path))
+                return sock
+            failure: OSError = OSError(errno.ELOOP, "it is a symbolic link")
+        except OSError as exc:
+            failure = exc
+        except BaseException:
+            sock.close()
+            raise
+        sock.close()
+        later = isinstance(failure, (FileNotFoundError, ConnectionRefusedError)) and not _foreign(path)
+        if not later or time.monotonic() >= deadline_s:
+            raise PeerUnreachableError(
+                f"no server answers at shm://{path.stem} ({path}: {failure.strerror or failure}): is it running? "
+                f"Start one with: async-delta-serve --transport=shm --server_address=shm://{path.stem}"
+            ) from failure
+        time.sleep(_RETRY_S)
+
+
+def remove_if_stale(path: Path) -> bool:
+    """Remove the socket of a server that was killed; True if it did. A live server's is left alone."""
+    with _folder_lock(path.parent):
+        if not path.is_socket() or path.is_symlink() or _is_alive(path):
+            return False
+        path.unlink()
+        return True
+
+
+@contextmanager
+def _folder_lock(folder: Path) -> Iterator[None]:
+    """One process at a time looks at a socket and acts on what it saw. The system frees the lock of a killed one.
+
+    Raises:
+        ConfigError: Somebody holds it for seconds: a stopped process, or one that has no business there.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        deadline_s = time.monotonic() + _LOCK_TIMEOUT_S
+        while not _try_lock(descriptor):
+            if time.monotonic() > deadline_s:
+                raise ConfigError(f"another process keeps {folder} locked: is one of yours stopped?")
+            time.sleep(_RETRY_S)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _exists(path: Path) -> bool:
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return False
+    if not stat.S_ISSOCK(mode):
+        raise ConfigError(f"{path} is not a socket but {stat.filemode(mode)}: remove it, or take another name")
+    return True
+
+
+def _foreign(path: Path) -> bool:
+    """Whether something that is not a socket is in its place: waiting will not help."""
+    try:
+        return not stat.S_ISSOCK(path.lstat().st_mode)
+    except OSError:
+        return False
+
+
+def _is_alive(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
+        probe.settimeout(_PROBE_TIMEOUT_S)
+        try:
+            probe.connect(os.fspath(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
+        except OSError:
+            return True  # Its backlog is full, or it may not be asked: somebody is there.
+    return True

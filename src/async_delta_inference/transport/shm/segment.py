@@ -1,0 +1,264 @@
+"""A session's shared memory and semaphores: reserve, attach, prefault, unlink, close."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import posix_ipc
+from numpy.typing import NDArray
+
+from async_delta_inference.errors import ConfigError, ProtocolError
+from async_delta_inference.transport.messages import MAX_TASK_BYTES, Observation
+from async_delta_inference.transport.shm.layout import (
+    ACTION_RECORD,
+    MAX_ERROR_BYTES,
+    OBSERVATION_RECORD,
+    RECORD_STRIDE,
+    SegmentLayout,
+)
+from async_delta_inference.transport.shm.ring import ActionReader, ActionWriter, ObservationReader, ObservationWriter
+
+__all__ = ["Segment", "SegmentNames", "sweep"]
+
+SHM_FOLDER = Path("/dev/shm")
+_PAGE_BYTES = 4096
+_SEMAPHORES = ("observations-ready", "observations-free", "actions-ready", "actions-free")
+
+
+@dataclass(frozen=True)
+class SegmentNames:
+    """The names in /dev/shm that a session uses until both sides are attached.
+
+    Both sides derive them, so that either can remove them when the other dies in between.
+
+    Args:
+        server: Identifies the server's socket, see `rendezvous.server_key`.
+        session: Chosen by the client at random.
+    """
+
+    server: str
+    session: str
+
+    @property
+    def memory(self) -> str:
+        """Name of the segment."""
+        return f"/{_prefix(self.server)}{self.session}"
+
+    @property
+    def semaphores(self) -> tuple[str, ...]:
+        """Names of the four semaphores."""
+        return tuple(f"{self.memory}-{what}" for what in _SEMAPHORES)
+
+    def unlink(self) -> None:
+        """Remove what there is of them; idempotent. Memory that is mapped stays until it is unmapped."""
+        for remove, name in [(posix_ipc.unlink_shared_memory, self.memory)] + [
+            (posix_ipc.unlink_semaphore, name) for name in self.semaphores
+        ]:
+            try:
+                remove(name)
+            except posix_ipc.ExistentialError:
+                continue  # Never made, or the other side was faster.
+
+
+def sweep(server: str) -> list[str]:
+    """Remove the names that a killed server of this key left, and return them.
+
+    Only the process that owns the server's socket may call this: nobody else can have a session under the key then.
+    """
+    prefix = _prefix(server)
+    left = [path for path in _entries() if path.name.removeprefix("sem.").startswith(prefix)]
+    for path in left:
+        path.unlink(missing_ok=True)
+    return [path.name for path in left]
+
+
+class Segment:
+    """Mapped memory, four semaphores and the arrays over both. Made by `create` or `attach`.
+
+    Closing releases the semaphores at once; the memory stays mapped for as long as anybody holds an array of it.
+
+    Args:
+        layout: Offsets and sizes.
+        buffer: The mapping.
+        semaphores: In the order of `SegmentNames.semaphores`.
+    """
+
+    def __init__(self, layout: SegmentLayout, buffer: mmap.mmap, semaphores: list[posix_ipc.Semaphore]) -> None:
+        self.layout = layout
+        self.observations_ready, self.observations_free, self.actions_ready, self.actions_free = semaphores
+        self._semaphores = semaphores
+        self._buffer = buffer
+        self._memory = memoryview(buffer)
+        self.observations = [self._observation(slot) for slot in range(layout.observation_slots)]
+        self.tasks = [self._task(slot) for slot in range(layout.observation_slots)]
+        self.actions = [self._actions(slot) for slot in range(layout.action_slots)]
+        self.texts = [self._text(slot) for slot in range(layout.action_slots)]
+
+    @classmethod
+    def create(cls, names: SegmentNames, layout: SegmentLayout) -> Segment:
+        """Reserve, touch and describe a new segment. On an error nothing of it is left.
+
+        Raises:
+            ConfigError: /dev/shm is full, read-only or absent; names the size and the remedy.
+        """
+        semaphores: list[posix_ipc.Semaphore] = []
+        try:
+            buffer = _reserve(names.memory, layout.segment_bytes)
+            initial = (0, 0, 0, layout.action_slots)
+            for name, value in zip(names.semaphores, initial, strict=True):
+                semaphores.append(posix_ipc.Semaphore(name, posix_ipc.O_CREX, mode=0o600, initial_value=value))
+        except (OSError, posix_ipc.Error) as exc:
+            for semaphore in semaphores:
+                semaphore.close()
+            names.unlink()
+            raise ConfigError(_explain(exc, layout.segment_bytes)) from exc
+        except BaseException:
+            names.unlink()
+            raise
+        buffer[:_PAGE_BYTES] = layout.header().ljust(_PAGE_BYTES, b"\0")
+        _touch(buffer, 0, layout.segment_bytes)
+        return cls(layout, buffer, semaphores)
+
+    @classmethod
+    def attach(cls, names: SegmentNames, layout: SegmentLayout) -> Segment:
+        """Map what the peer created, and make its pages present here, too.
+
+        Raises:
+            ProtocolError: It is not there, belongs to another user, or is not what the handshake said.
+        """
+        semaphores: list[posix_ipc.Semaphore] = []
+        try:
+            buffer = _map(names.memory, layout.segment_bytes)
+            semaphores.extend(posix_ipc.Semaphore(name) for name in names.semaphores)
+        except (OSError, ValueError, posix_ipc.Error) as exc:
+            for semaphore in semaphores:
+                semaphore.close()
+            raise ProtocolError(f"cannot attach to the server's shared memory {names.memory}: {exc}") from exc
+        header = layout.header()
+        if buffer[: len(header)] != header:
+            raise ProtocolError("the header of the server's segment is not what was agreed")
+        _touch(buffer, layout.observation_slots_offset, layout.action_slots_offset)
+        return cls(layout, buffer, semaphores)
+
+    def observation_writer(self) -> ObservationWriter:
+        """The client's end of the observation ring."""
+        store = partial(OBSERVATION_RECORD.pack_into, self._buffer)
+        return ObservationWriter(
+            self.observations_ready, self.observations_free, store, list(self._observation_positions())
+        )
+
+    def observation_reader(self) -> ObservationReader:
+        """The server's end of the observation ring."""
+        load = partial(OBSERVATION_RECORD.unpack_from, self._buffer)
+        return ObservationReader(self.observations_free, load, list(self._observation_positions()), MAX_TASK_BYTES)
+
+    def action_writer(self) -> ActionWriter:
+        """The server's end of the action ring."""
+        store = partial(ACTION_RECORD.pack_into, self._buffer)
+        return ActionWriter(self.actions_ready, store, list(self._action_positions()))
+
+    def action_reader(self) -> ActionReader:
+        """The client's end of the action ring."""
+        load = partial(ACTION_RECORD.unpack_from, self._buffer)
+        rows, _ = self.layout.chunk_shape
+        return ActionReader(self.actions_free, load, list(self._action_positions()), rows, MAX_ERROR_BYTES)
+
+    def close(self) -> None:
+        """Release the semaphores; nobody may be waiting on them in this process. Idempotent."""
+        semaphores, self._semaphores = self._semaphores, []
+        for semaphore in semaphores:
+            semaphore.close()
+
+    def _observation_positions(self) -> Iterator[int]:
+        start = self.layout.observation_records_offset
+        return iter(range(start, start + self.layout.observation_slots * RECORD_STRIDE, RECORD_STRIDE))
+
+    def _action_positions(self) -> Iterator[int]:
+        start = self.layout.action_records_offset
+        return iter(range(start, start + self.layout.action_slots * RECORD_STRIDE, RECORD_STRIDE))
+
+    def _observation(self, slot: int) -> Observation:
+        start = self.layout.observation_slot_offset(slot)
+        features = self.layout.features
+        return Observation(
+            images={
+                name: np.ndarray(shape, np.uint8, self._memory, start + self.layout.image_offsets[name])
+                for name, shape in features.image_shapes
+            },
+            state=np.ndarray(features.state_shape, np.float32, self._memory, start),
+        )
+
+    def _task(self, slot: int) -> memoryview:
+        start = self.layout.observation_slot_offset(slot) + self.layout.task_offset
+        return self._memory[start : start + MAX_TASK_BYTES]
+
+    def _actions(self, slot: int) -> NDArray[np.float32]:
+        return np.ndarray(self.layout.chunk_shape, np.float32, self._memory, self.layout.action_slot_offset(slot))
+
+    def _text(self, slot: int) -> memoryview:
+        start = self.layout.action_slot_offset(slot)
+        return self._memory[start : start + MAX_ERROR_BYTES]
+
+
+def _prefix(server: str) -> str:
+    return f"adi-{os.geteuid()}-{server}-"
+
+
+def _entries() -> Iterator[Path]:
+    return SHM_FOLDER.iterdir() if SHM_FOLDER.is_dir() else iter(())
+
+
+def _reserve(name: str, size: int) -> mmap.mmap:
+    memory = posix_ipc.SharedMemory(name, posix_ipc.O_CREX, mode=0o600)
+    try:
+        # Without this a full /dev/shm is a SIGBUS at the first write.
+        os.posix_fallocate(memory.fd, 0, size)
+        return mmap.mmap(memory.fd, size)
+    finally:
+        memory.close_fd()
+
+
+def _map(name: str, size: int) -> mmap.mmap:
+    memory = posix_ipc.SharedMemory(name)
+    try:
+        status = os.fstat(memory.fd)
+        if status.st_uid != os.geteuid() or status.st_size != size:
+            raise ValueError(f"it has {status.st_size} bytes and belongs to user {status.st_uid}, agreed were {size}")
+        return mmap.mmap(memory.fd, size)
+    finally:
+        memory.close_fd()
+
+
+def _touch(buffer: mmap.mmap, start: int, end: int) -> None:
+    """Write to every page, because a first touch costs forty times a warm one; only pages that nobody uses yet."""
+    pages = np.frombuffer(buffer, np.uint8)[start:end:_PAGE_BYTES]
+    pages[:] = pages
+
+
+def _explain(exc: Exception, size: int) -> str:
+    if not isinstance(exc, OSError):
+        return f"cannot reserve {size / 1e6:.1f} MB of shared memory: {exc}"
+    if exc.errno in (errno.ENOSPC, errno.EFBIG, errno.ENOMEM):
+        return (
+            f"a session needs {size / 1e6:.1f} MB of shared memory and {SHM_FOLDER} has {_room()}: "
+            "give it more (docker run --shm-size=1g), use smaller or fewer images, or use --transport=grpc"
+        )
+    return (
+        f"cannot create {size / 1e6:.1f} MB of shared memory in {SHM_FOLDER}: {exc.strerror or exc}. "
+        "Mount it writable, or use --transport=grpc"
+    )
+
+
+def _room() -> str:
+    try:
+        room = os.statvfs(SHM_FOLDER)
+    except OSError as exc:
+        return f"an unknown size ({exc.strerror})"
+    return f"{room.f_bavail * room.f_frsize / 1e6:.1f} of {room.f_blocks * room.f_frsize / 1e6:.1f} MB free"
