@@ -1,0 +1,97 @@
+"""Checks an environment against a checkpoint's ``config.json`` before anything is sent, so that a camera that does not
+match is an error here and not a KeyError in a server's log.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from async_delta_inference.errors import ConfigError, FeatureMismatchError
+from async_delta_inference.transport import ObservationFeatures
+
+__all__ = ["check_checkpoint", "local_checkpoint"]
+
+_IMAGES = "observation.images."
+
+
+def local_checkpoint(pretrained_name_or_path: str) -> Path | None:
+    """The checkpoint's folder, or None when it is a name for the hub, which the server resolves.
+
+    Raises:
+        ConfigError: It looks like a path and is no checkpoint.
+    """
+    path = Path(pretrained_name_or_path).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ConfigError(
+                f"--pretrained_name_or_path={path} has no config.json: name the folder that save_pretrained wrote, "
+                "often checkpoints/<step>/pretrained_model"
+            )
+        return path.resolve()
+    looks_like_path = path.is_absolute() or path.exists() or pretrained_name_or_path.count("/") != 1
+    if looks_like_path or pretrained_name_or_path.startswith((".", "~")):
+        raise ConfigError(f"--pretrained_name_or_path={pretrained_name_or_path}: there is no such folder")
+    return None
+
+
+def check_checkpoint(checkpoint: Path, policy_type: str, features: ObservationFeatures, action_dim: int) -> None:
+    """Refuse a checkpoint that this environment cannot feed.
+
+    Args:
+        checkpoint: Folder with ``config.json``.
+        policy_type: As on the command line.
+        features: What the environment observes.
+        action_dim: Length of its actions.
+
+    Raises:
+        ConfigError: The checkpoint cannot be read or is of another policy type.
+        FeatureMismatchError: Cameras, state or action differ. Names both sides.
+    """
+    config = _read_config(checkpoint)
+    found = config.get("type")
+    if found is not None and found != policy_type:
+        raise ConfigError(f"the checkpoint {checkpoint} is of type {found}: use --policy_type={found}")
+    inputs = {key: tuple(feature["shape"]) for key, feature in (config.get("input_features") or {}).items()}
+    outputs = {key: tuple(feature["shape"]) for key, feature in (config.get("output_features") or {}).items()}
+    _check_cameras(checkpoint, {key for key in inputs if "image" in key}, features)
+    state = inputs.get("observation.state")
+    if state is not None and state != (features.state_dim,):
+        raise FeatureMismatchError(
+            f"the environment's state has {features.state_dim} elements ({', '.join(features.state_names)}), "
+            f"the checkpoint {checkpoint} takes {state}"
+        )
+    unserved = [key for key in inputs if not key.startswith(_IMAGES) and key not in {"observation.state", "task"}]
+    if unserved:
+        raise FeatureMismatchError(
+            f"the checkpoint {checkpoint} takes {', '.join(unserved)}, which PolicyServer cannot pass to a policy"
+        )
+    action = outputs.get("action")
+    if action is not None and action != (action_dim,):
+        raise FeatureMismatchError(
+            f"the environment takes actions of {action_dim} elements, the checkpoint {checkpoint} gives {action}"
+        )
+
+
+def _check_cameras(checkpoint: Path, expected: set[str], features: ObservationFeatures) -> None:
+    served = {f"{_IMAGES}{name}" for name in features.images}
+    if served != expected:
+        raise FeatureMismatchError(
+            f"the environment gives the cameras {_listed(served)}, the checkpoint {checkpoint} takes "
+            f"{_listed(expected)}: choose or rename cameras with --env flags, or use a checkpoint trained on these"
+        )
+
+
+def _listed(keys: set[str]) -> str:
+    return ", ".join(sorted(keys)) or "none"
+
+
+def _read_config(checkpoint: Path) -> dict[str, Any]:
+    try:
+        config = json.loads((checkpoint / "config.json").read_text())
+    except (OSError, ValueError) as exc:
+        raise ConfigError(f"the checkpoint's {checkpoint / 'config.json'} cannot be read: {exc}") from exc
+    if not isinstance(config, dict):
+        raise ConfigError(f"the checkpoint's {checkpoint / 'config.json'} is not a policy's configuration")
+    return config

@@ -1,0 +1,61 @@
+"""``async-delta-eval``: one evaluation from the command line."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from async_delta_inference.client.config import SimClientConfig
+from async_delta_inference.client.sim_client import SimClient
+from async_delta_inference.command_line import parse_arguments, run_command
+from async_delta_inference.errors import MissingExtraError
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Returns:
+        0, or 2 for a user's mistake, 1 for another error, 130 when interrupted.
+    """
+    return run_command(lambda: _evaluate(_parse(arguments)))
+
+
+def _parse(arguments: Sequence[str] | None) -> SimClientConfig:
+    try:
+        from lerobot.envs.configs import EnvConfig
+        from lerobot.utils.import_utils import register_third_party_plugins
+    except ModuleNotFoundError as exc:
+        raise MissingExtraError("lerobot", "async-delta-eval") from exc
+
+    # Environments and policies of LeRobot's plugin packages become choices of --env.type.
+    register_third_party_plugins()
+
+    @dataclass(kw_only=True)
+    class EvalConfig(SimClientConfig):
+        """Evaluate a policy in simulation, served by LeRobot's PolicyServer."""
+
+        env: EnvConfig = field(metadata={"help": "environment, such as --env.type=libero --env.task=libero_object"})
+
+    # draccus looks annotations up in the module.
+    globals()["EnvConfig"] = EnvConfig
+    return parse_arguments(EvalConfig, arguments, "async-delta-eval")
+
+
+def _evaluate(config: SimClientConfig) -> int:
+    from rich.console import Console
+
+    from async_delta_inference.client.table import result_table
+
+    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    client = SimClient(config)
+    console.print(f"output in {client.output_dir}")
+    try:
+        client.run()
+    finally:
+        if client.result.episodes:
+            console.print(result_table(client.result))
+            console.print(f"wrote {client.output_dir / 'eval_info.json'}")
+    return 0

@@ -1,0 +1,102 @@
+"""When a chunk that was asked for takes effect, and what paces the control loop.
+
+In the *realtime* clock a chunk takes effect when it arrives, and a step lasts ``1 / fps`` at least, as on a robot. In
+the *simulated* clock the environment's time is its step count: a chunk asked for before step t takes effect before step
+t + d, however fast or slow the server was, and nothing sleeps.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+from async_delta_inference.errors import ConfigError
+
+__all__ = ["Clock", "RealtimeClock", "SimulatedClock", "delay_in_steps"]
+
+
+def delay_in_steps(delay_s: float, fps: float) -> int:
+    """Seconds of inference as control steps, rounded up; a delay of 0 stays 0.
+
+    Args:
+        delay_s: Seconds from the observation to its actions.
+        fps: Control steps per second.
+    """
+    # Seconds times rate is inexact in binary: 0.15 s at 20 steps/s must be 3 steps, not 4.
+    return math.ceil(round(delay_s * fps, 9))
+
+
+class Clock(ABC):
+    """One per run."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def due_step(self, step: int) -> int | None:
+        """Ask for a chunk before step ``step``.
+
+        Returns:
+            The step before which it takes effect, or None for as soon as it arrives.
+        """
+
+    def start_episode(self) -> None:  # noqa: B027 - the simulated clock has nothing to start
+        """The first step is about to begin."""
+
+    def wait_for_next_step(self) -> None:  # noqa: B027 - nor to wait for
+        """A step has ended."""
+
+
+class RealtimeClock(Clock):
+    """Paced by the wall clock.
+
+    Args:
+        fps: Control steps per second.
+    """
+
+    name = "realtime"
+
+    def __init__(self, fps: float) -> None:
+        self._step_s = 1.0 / fps
+        self._next_s = 0.0
+
+    def due_step(self, step: int) -> int | None:  # noqa: D102
+        return None
+
+    def start_episode(self) -> None:  # noqa: D102
+        self._next_s = time.monotonic() + self._step_s
+
+    def wait_for_next_step(self) -> None:  # noqa: D102
+        now_s = time.monotonic()
+        if now_s < self._next_s:
+            time.sleep(self._next_s - now_s)
+            self._next_s += self._step_s
+        else:
+            # A step that took too long is not made up for by hurrying, as on a robot.
+            self._next_s = now_s + self._step_s
+
+
+class SimulatedClock(Clock):
+    """Paced by the environment's step count.
+
+    Args:
+        delays: Inference delay in steps of each request of a run, in order; begins anew when used up.
+
+    Raises:
+        ConfigError: No delay, or a negative one.
+    """
+
+    name = "simulated"
+
+    def __init__(self, delays: Sequence[int]) -> None:
+        if not delays or min(delays) < 0:
+            raise ConfigError(f"inference delays must be 0 or more steps, got {list(delays)}")
+        self._delays = tuple(delays)
+        self._requests = 0
+
+    def due_step(self, step: int) -> int | None:  # noqa: D102
+        delay = self._delays[self._requests % len(self._delays)]
+        self._requests += 1
+        return step + delay

@@ -1,0 +1,162 @@
+"""`SimClientConfig`: every flag of ``async-delta-eval``, validated where it is set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from async_delta_inference.client.aggregation import aggregate_function
+from async_delta_inference.errors import ConfigError
+from async_delta_inference.transport import TransportOptions, known_schemes
+from async_delta_inference.transport.registry import split_uri
+
+__all__ = ["SimClientConfig"]
+
+
+def _flag(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(kw_only=True)
+class SimClientConfig:
+    """What to evaluate, where, and how. Names follow LeRobot's RobotClientConfig."""
+
+    env: Any = field(metadata={"help": "LeRobot environment configuration, such as --env.type=libero"})
+    policy_type: str = field(metadata={"help": "LeRobot policy type, such as act"})
+    pretrained_name_or_path: str = field(metadata={"help": "checkpoint folder, or hub name"})
+    actions_per_chunk: int = field(metadata={"help": "number of actions the server sends per chunk, at most"})
+    policy_device: str = _flag("cpu", "torch device of the policy on the server")
+    client_device: str = _flag("cpu", "device of the actions given to the environment; other than cpu: torch tensors")
+    task: str = _flag("", "instruction given to the policy; empty: the environment's own")
+
+    n_episodes: int = _flag(10, "episodes per task")
+    seed: int = _flag(1000, "episode i of a task is reset with seed + i")
+    output_dir: Path | None = _flag(None, "default: outputs/eval/<date>/<time>_<env>_<policy>")
+
+    transport: str = _flag("grpc", "scheme of the transport: grpc or shm")
+    server_address: str | None = _flag(
+        None,
+        "where a policy server listens, such as 127.0.0.1:8080 or shm://name; none: a server of its own is started",
+    )
+
+    chunk_size_threshold: float = _flag(0.5, "ask for a chunk when queued actions / chunk size <= this, in [0, 1]")
+    aggregate_fn_name: str = _flag(
+        "weighted_average", "how overlapping chunks combine: weighted_average, latest_only, average, conservative"
+    )
+    must_go: str = _flag(
+        "always", "always: the server must answer every observation; queue_empty: as upstream, only when none is queued"
+    )
+    one_request_in_flight: bool = _flag(
+        True, "false: as upstream, send an observation every step while the queue is short, answered or not"
+    )
+    fps: float | None = _flag(None, "control steps per second in the realtime clock; none: the environment's own")
+
+    clock: str = _flag("realtime", "realtime: paced at fps; simulated: the environment's step count is the time")
+    inference_delay: str | None = _flag(
+        None, "simulated clock: steps from an observation to its actions taking effect, or auto (measured, then frozen)"
+    )
+    inference_delay_s: float | None = _flag(None, "simulated clock: the same in seconds, rounded up at fps")
+    inference_delay_trace: Path | None = _flag(
+        None, "simulated clock: replay the delays of another run's inference_delays.json"
+    )
+    on_starvation: str = _flag(
+        "wait", "no action queued: wait (the simulator stands still) or hold (it is stepped with its hold action)"
+    )
+    render: str = _flag("on_demand", "on_demand: only the frames that are sent or recorded; always: every step")
+
+    n_videos: int = _flag(0, "episodes of each task to record as videos, the first ones")
+    save_trajectories: bool = _flag(False, "write one trajectories/*.npz per episode")
+    debug_visualize_queue_size: bool = _flag(False, "write queue_size.png: queued actions over the steps")
+    progress: bool = _flag(True, "show a progress bar")
+
+    connect_timeout_s: float = _flag(20.0, "seconds for the server to be reached")
+    setup_timeout_s: float = _flag(300.0, "seconds for the server to load the policy")
+    inference_timeout_s: float = _flag(120.0, "seconds for an observation to be answered")
+    reconnect_timeout_s: float = _flag(30.0, "seconds for a server that went away to come back")
+
+    def __post_init__(self) -> None:
+        """Validate.
+
+        Raises:
+            ConfigError: One line that names the flag and the remedy.
+        """
+        _require(bool(self.policy_type), "--policy_type must not be empty, use for example act")
+        _require(bool(self.pretrained_name_or_path), "--pretrained_name_or_path must name a checkpoint")
+        _require(self.actions_per_chunk >= 1, f"--actions_per_chunk must be at least 1, got {self.actions_per_chunk}")
+        _require(self.n_episodes >= 1, f"--n_episodes must be at least 1, got {self.n_episodes}")
+        _require(self.n_videos >= 0, f"--n_videos must not be negative, got {self.n_videos}")
+        _require(
+            0.0 <= self.chunk_size_threshold <= 1.0,
+            f"--chunk_size_threshold must be between 0 and 1, got {self.chunk_size_threshold}",
+        )
+        _require(self.fps is None or self.fps > 0, f"--fps must be positive, got {self.fps}")
+        _one_of("must_go", self.must_go, "always", "queue_empty")
+        _one_of("clock", self.clock, "realtime", "simulated")
+        _one_of("on_starvation", self.on_starvation, "wait", "hold")
+        _one_of("render", self.render, "on_demand", "always")
+        aggregate_function(self.aggregate_fn_name)
+        self._check_delay()
+        self._check_address()
+        self.transport_options()
+
+    def _check_delay(self) -> None:
+        given = [
+            f"--{name}"
+            for name in ("inference_delay", "inference_delay_s", "inference_delay_trace")
+            if getattr(self, name) is not None
+        ]
+        _require(len(given) <= 1, f"give one of {' and '.join(given)}, not both")
+        if self.clock == "realtime":
+            _require(
+                not given, f"{' '.join(given)} needs --clock=simulated: in the realtime clock a delay is what it is"
+            )
+            return
+        if not given:
+            self.inference_delay = "auto"
+        if self.inference_delay is not None and self.inference_delay != "auto":
+            _require(
+                self.inference_delay.isdecimal(),
+                f"--inference_delay must be a number of steps, 0 or more, or auto, got {self.inference_delay}",
+            )
+        if self.inference_delay_s is not None:
+            _require(self.inference_delay_s >= 0, f"--inference_delay_s must not be negative: {self.inference_delay_s}")
+        _require(self.one_request_in_flight, "--one_request_in_flight=false has no meaning in the simulated clock")
+
+    def _check_address(self) -> None:
+        if self.server_address is not None and "://" in self.server_address:
+            self.transport = split_uri(self.server_address)[0]
+        _require(
+            self.transport in known_schemes(),
+            f"unknown --transport={self.transport}; known are: {', '.join(known_schemes())}",
+        )
+        _require(self.server_address != "", "--server_address must not be empty; leave it out for a server of its own")
+
+    @property
+    def uri(self) -> str | None:
+        """Of the server to connect to, or None for one of its own."""
+        if self.server_address is None or "://" in self.server_address:
+            return self.server_address
+        return f"{self.transport}://{self.server_address}"
+
+    def transport_options(self) -> TransportOptions:
+        """The deadlines.
+
+        Raises:
+            InvalidMessageError: One is not positive.
+        """
+        return TransportOptions(
+            connect_timeout_s=self.connect_timeout_s,
+            setup_timeout_s=self.setup_timeout_s,
+            inference_timeout_s=self.inference_timeout_s,
+            reconnect_timeout_s=self.reconnect_timeout_s,
+        )
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+def _one_of(name: str, value: str, *known: str) -> None:
+    _require(value in known, f"unknown --{name}={value}; known are: {', '.join(known)}")

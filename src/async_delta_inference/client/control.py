@@ -1,0 +1,280 @@
+"""`ControlLoop`: one episode at a time, step by step: ask for chunks, merge them, act.
+
+The observation before step t carries timestep t of its session and is the input for action t. Requests, merges and the
+queue all live in the thread that runs the loop.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from async_delta_inference.client.action_queue import ActionQueue
+from async_delta_inference.client.chunk_source import ChunkSource
+from async_delta_inference.client.clock import Clock
+from async_delta_inference.client.config import SimClientConfig
+from async_delta_inference.client.environments.base import Environment
+from async_delta_inference.client.observers import RunObserver
+from async_delta_inference.client.results import ChunkRecord, EpisodeResult
+from async_delta_inference.errors import TransportTimeout
+from async_delta_inference.transport import ActionChunk, Transport
+
+__all__ = ["ControlLoop"]
+
+_SLICE_S = 0.5
+"""How long one wait for a chunk takes before the loop looks whether it was stopped."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """An observation that was sent and not yet answered."""
+
+    timestep: int
+    step: int
+    due_step: int | None
+    captured_ns: int
+    must_go: bool
+
+
+class ControlLoop:
+    """Runs episodes over one session.
+
+    Args:
+        config: Flags.
+        transport: Connected.
+        source: Chunks of that transport.
+        clock: Decides when a chunk takes effect.
+        queue: Of this session.
+        observer: Told of every step.
+        running: False when the run should stop.
+    """
+
+    def __init__(
+        self,
+        config: SimClientConfig,
+        transport: Transport,
+        source: ChunkSource,
+        clock: Clock,
+        queue: ActionQueue,
+        observer: RunObserver,
+        running: Callable[[], bool],
+    ) -> None:
+        self._config = config
+        self._transport = transport
+        self._source = source
+        self._clock = clock
+        self._queue = queue
+        self._observer = observer
+        self._running = running
+        self._to_device = _device_converter(config.client_device)
+        self._session_episode = -1
+        self._first_timestep = 0
+        self._request: _Request | None = None
+        self._captured_ns: dict[int, int] = {}
+        self._result: EpisodeResult
+
+    def run_episode(self, environment: Environment, episode: int, task: str) -> EpisodeResult | None:
+        """One episode from reset to end.
+
+        Args:
+            environment: To reset and step.
+            episode: Index within the task; its seed is the configured one plus this.
+            task: Instruction given to the policy.
+
+        Returns:
+            What happened, or None when the run was stopped in between.
+
+        Raises:
+            EpisodeError: The simulator failed.
+            TransportError: The server failed, or did not answer in time.
+        """
+        config, queue = self._config, self._queue
+        queue.start_episode()
+        self._session_episode += 1
+        self._first_timestep = queue.next_timestep
+        self._request = None
+        self._captured_ns.clear()
+        seed = config.seed + episode
+        recorded = self._observer.wants_frames(environment, episode)
+        started_s = time.perf_counter()
+        environment.reset(seed, render=True)
+        reset_s = time.perf_counter() - started_s
+        self._result = EpisodeResult(
+            environment.task_group, environment.task_id, episode, seed, environment.init_state_id, reset_s=reset_s
+        )
+        self._observer.episode_started(environment, episode)
+        steps = _StepLog()
+        started_s = time.perf_counter()
+        self._clock.start_episode()
+        frame = True
+        for step in range(environment.max_episode_steps):
+            self._merge_due(step)
+            if frame and self._wants_request():
+                self._send(environment, step, task)
+                self._merge_due(step)
+            steps.queue_sizes.append(len(queue))
+            if not len(queue):
+                self._starve(step)
+            if not self._running():
+                return None
+            action = self._next_action(environment)
+            steps.states.append(environment.state())
+            steps.actions.append(action)
+            frame = recorded or config.render == "always" or self._will_want_frame(step + 1)
+            outcome = environment.step(self._to_device(action), render=frame)
+            steps.rewards.append(outcome.reward)
+            self._result.success |= outcome.success
+            self._observer.stepped(environment, outcome)
+            if outcome.terminated or outcome.truncated:
+                break
+            self._clock.wait_for_next_step()
+        self._result.stepping_s = time.perf_counter() - started_s
+        steps.write_to(self._result)
+        self._observer.episode_ended(environment, self._result)
+        return self._result
+
+    # Asking for chunks.
+
+    def _wants_request(self) -> bool:
+        if not self._queue.wants_observation(self._config.chunk_size_threshold):
+            return False
+        if self._request is None or not self._config.one_request_in_flight:
+            return True
+        # The server may have filtered an observation that it did not have to answer: an empty queue asks again.
+        return not self._request.must_go and not len(self._queue)
+
+    def _send(self, environment: Environment, step: int, task: str) -> None:
+        captured_ns = time.monotonic_ns()
+        observation = self._transport.loan_observation()
+        try:
+            environment.write_observation(observation)
+            observation.timestep = self._queue.next_timestep
+            observation.task = task
+            observation.must_go = self._config.must_go == "always" or not len(self._queue)
+            observation.episode = self._session_episode
+            observation.timestamp_s = time.time()
+            self._transport.send_observation(observation)
+        except BaseException:
+            if not self._transport.closed and observation.loan is not None:
+                self._transport.return_loan(observation)
+            raise
+        self._captured_ns[observation.timestep] = captured_ns
+        self._request = _Request(
+            observation.timestep, step, self._clock.due_step(step), captured_ns, observation.must_go
+        )
+
+    def _will_want_frame(self, step: int) -> bool:
+        """Whether the observation before ``step``, the next one, may be sent: decides what the simulator renders.
+
+        Never wrongly False for a chunk of the usual length; a frame that is missing after all costs one step of hold.
+        """
+        threshold = self._config.chunk_size_threshold
+        request = self._request
+        free_to_ask = request is None or not self._config.one_request_in_flight
+        if free_to_ask or (request is not None and not request.must_go and not len(self._queue)):
+            return self._queue.wants_observation(threshold)
+        assert request is not None
+        if request.due_step is not None and request.due_step > step and len(self._queue):
+            return False
+        # The answer may be merged by then; what it leaves in the queue decides.
+        after_merge = request.timestep + self._queue.chunk_size - self._queue.next_timestep
+        return self._queue.wants_observation(threshold, max(after_merge, len(self._queue)))
+
+    # Getting chunks.
+
+    def _merge_due(self, step: int) -> None:
+        """Merge what takes effect before ``step``: what arrived (realtime), or what is due, waited for (simulated)."""
+        request = self._request
+        if request is None:
+            return
+        if request.due_step is None:
+            while self._request is not None and (chunk := self._source.next_chunk(0.0)) is not None:
+                self._merge(chunk, step)
+            if self._request is request:
+                self._check_age(request)
+        elif request.due_step <= step:
+            self._wait_for_answer(request, step)
+
+    def _starve(self, step: int) -> None:
+        """No action is queued: count it, and wait where the simulator is to stand still."""
+        self._result.starved_steps += step > 0
+        request = self._request
+        if self._config.on_starvation == "wait":
+            while request is not None and not len(self._queue) and self._running():
+                self._wait_for_answer(request, step)
+                request = self._request
+
+    def _wait_for_answer(self, request: _Request, step: int) -> None:
+        while self._request is request and self._running():
+            chunk = self._source.next_chunk(_SLICE_S)
+            if chunk is not None:
+                self._merge(chunk, step)
+            else:
+                self._check_age(request)
+
+    def _check_age(self, request: _Request) -> None:
+        age_s = (time.monotonic_ns() - request.captured_ns) * 1e-9
+        if age_s > self._config.inference_timeout_s:
+            raise TransportTimeout(
+                f"the server did not answer timestep {request.timestep} within {self._config.inference_timeout_s:g} s: "
+                "is its inference slow? Raise --inference_timeout_s, or look into its log"
+            )
+
+    def _merge(self, chunk: ActionChunk, step: int) -> None:
+        if chunk.timestep < self._first_timestep:
+            self._result.late_chunks += 1
+            return
+        request = self._request
+        queued = len(self._queue)
+        merged = self._queue.merge(chunk)
+        captured_ns = self._captured_ns.get(chunk.timestep, chunk.arrived_ns)
+        self._captured_ns = {t: ns for t, ns in self._captured_ns.items() if t > chunk.timestep}
+        self._result.chunks.append(
+            ChunkRecord(
+                requested_step=chunk.timestep - self._first_timestep,
+                merged_step=step,
+                length=len(chunk),
+                stale=merged.stale,
+                aggregated=merged.aggregated,
+                queued=queued,
+                latency_s=max(0, chunk.arrived_ns - captured_ns) * 1e-9,
+            )
+        )
+        if request is not None and chunk.timestep >= request.timestep:
+            self._request = None
+
+    def _next_action(self, environment: Environment) -> NDArray[np.float32]:
+        if len(self._queue):
+            return self._queue.pop()
+        self._queue.skip()
+        return environment.hold_action()
+
+
+class _StepLog:
+    """Lists that grow with an episode and become arrays at its end."""
+
+    def __init__(self) -> None:
+        self.actions: list[NDArray[np.float32]] = []
+        self.states: list[NDArray[np.float32]] = []
+        self.rewards: list[float] = []
+        self.queue_sizes: list[int] = []
+
+    def write_to(self, result: EpisodeResult) -> None:
+        result.actions = np.stack(self.actions)
+        result.states = np.stack(self.states)
+        result.rewards = np.array(self.rewards)
+        result.queue_sizes = np.array(self.queue_sizes[: len(self.rewards)], np.int32)
+
+
+def _device_converter(client_device: str) -> Callable[[NDArray[np.float32]], Any]:
+    """From an action to what the environment is given: itself, or a torch tensor on another device."""
+    if client_device == "cpu":
+        return lambda action: action
+    import torch
+
+    return lambda action: torch.from_numpy(action.copy()).to(client_device)

@@ -1,0 +1,117 @@
+"""`EmbeddedServer`: a policy server of one's own in a child process, that ends with its client whatever happens."""
+
+from __future__ import annotations
+
+import os
+import select
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from async_delta_inference.errors import PeerUnreachableError
+
+__all__ = ["EmbeddedServer"]
+
+_EXIT_TIMEOUT_S = 5.0
+_LOG_TAIL_LINES = 8
+
+
+class EmbeddedServer:
+    """``python -m async_delta_inference.server_adapter`` as a child.
+
+    Started by the constructor, so that it loads while the caller builds its simulator; `uri` waits for it. The child's
+    standard input is a pipe that nobody writes to: its end of file, which the kernel sends even when this process is
+    killed, ends the child.
+
+    Args:
+        transport: Scheme to serve on.
+        fps: Control steps per second, for the timestamps that PolicyServer computes.
+        log_path: Of the file that takes what the server prints.
+    """
+
+    def __init__(self, transport: str, fps: float, log_path: Path) -> None:
+        self.log_path = log_path
+        log_path.parent.mkdir(parents=True, exist_ok=True)
+        address = f"shm://embedded-{uuid.uuid4().hex[:12]}" if transport == "shm" else "127.0.0.1:0"
+        self._announcement, write_end = os.pipe()
+        command = [
+            *(sys.executable, "-m", "async_delta_inference.server_adapter"),
+            f"--transport={transport}",
+            f"--server_address={address}",
+            f"--fps={max(1, round(fps))}",
+            "--inference_latency=0",
+            f"--announce_fd={write_end}",
+            "--exit_with_stdin=true",
+        ]
+        try:
+            with log_path.open("wb") as log:
+                self._process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.PIPE,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    pass_fds=(write_end,),
+                    # A Ctrl-C at the terminal is the client's to handle: the server must outlive it by a moment.
+                    start_new_session=True,
+                    env=os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")},
+                )
+        finally:
+            os.close(write_end)
+        self._uri: str | None = None
+
+    @property
+    def pid(self) -> int:
+        """Process id of the child."""
+        return self._process.pid
+
+    def wait_until_ready(self, timeout_s: float) -> str:
+        """The URI that the server listens on, once it does.
+
+        Raises:
+            PeerUnreachableError: It ended, or was not ready in time; the message quotes its log.
+        """
+        deadline_s = time.monotonic() + timeout_s
+        announced = b""
+        while self._uri is None:
+            remaining_s = deadline_s - time.monotonic()
+            ready, _, _ = select.select([self._announcement], [], [], max(0.0, remaining_s))
+            if not ready:
+                raise PeerUnreachableError(
+                    f"the embedded server was not ready within {timeout_s:g} s{self._quote_log()}"
+                )
+            part = os.read(self._announcement, 4096)
+            announced += part
+            if announced.endswith(b"\n"):
+                self._uri = announced.decode().strip()
+            elif not part:
+                raise PeerUnreachableError(f"the embedded server ended before it was ready{self._quote_log()}")
+        return self._uri
+
+    def stop(self) -> None:
+        """End the child and wait for it; idempotent."""
+        if self._process.stdin is not None and not self._process.stdin.closed:
+            self._process.stdin.close()
+            os.close(self._announcement)
+        for end in (lambda: None, self._process.terminate, self._process.kill):
+            end()
+            try:
+                self._process.wait(_EXIT_TIMEOUT_S)
+                return
+            except subprocess.TimeoutExpired:
+                continue
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _quote_log(self) -> str:
+        tail = self.log_path.read_text(errors="replace").splitlines()[-_LOG_TAIL_LINES:]
+        return f"; its log {self.log_path} ends with:\n" + "\n".join(tail) if tail else f"; see {self.log_path}"

@@ -1,0 +1,63 @@
+"""`RunObserver`: what wants to know how a run goes (progress bar, videos, trajectories) without being in its way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from async_delta_inference.client.environments.base import Environment, StepResult
+from async_delta_inference.client.results import EpisodeResult, EvaluationResult
+
+__all__ = ["Observers", "RunObserver"]
+
+
+class RunObserver:
+    """Every method does nothing; override those of interest. Called in the control loop's thread."""
+
+    def run_started(self, environments: Sequence[Environment], n_episodes: int) -> None:
+        """A run begins: ``n_episodes`` of each environment."""
+
+    def wants_frames(self, environment: Environment, episode: int) -> bool:
+        """Whether `Environment.video_frame` will be called after each step of this episode."""
+        return False
+
+    def episode_started(self, environment: Environment, episode: int) -> None:
+        """The environment was reset."""
+
+    def stepped(self, environment: Environment, outcome: StepResult) -> None:
+        """A step was taken."""
+
+    def episode_ended(self, environment: Environment, result: EpisodeResult) -> None:
+        """An episode is complete; may set ``result.video_path``."""
+
+    def run_ended(self, result: EvaluationResult) -> None:
+        """The run ended: completed, stopped or failed."""
+
+
+class Observers(RunObserver):
+    """Several observers as one."""
+
+    def __init__(self, observers: Sequence[RunObserver]) -> None:
+        self._observers = tuple(observers)
+
+    def run_started(self, environments: Sequence[Environment], n_episodes: int) -> None:  # noqa: D102
+        for observer in self._observers:
+            observer.run_started(environments, n_episodes)
+
+    def wants_frames(self, environment: Environment, episode: int) -> bool:  # noqa: D102
+        return any(observer.wants_frames(environment, episode) for observer in self._observers)
+
+    def episode_started(self, environment: Environment, episode: int) -> None:  # noqa: D102
+        for observer in self._observers:
+            observer.episode_started(environment, episode)
+
+    def stepped(self, environment: Environment, outcome: StepResult) -> None:  # noqa: D102
+        for observer in self._observers:
+            observer.stepped(environment, outcome)
+
+    def episode_ended(self, environment: Environment, result: EpisodeResult) -> None:  # noqa: D102
+        for observer in self._observers:
+            observer.episode_ended(environment, result)
+
+    def run_ended(self, result: EvaluationResult) -> None:  # noqa: D102
+        for observer in self._observers:
+            observer.run_ended(result)

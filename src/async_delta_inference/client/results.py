@@ -1,0 +1,128 @@
+"""What a run found out: one record an episode, and the statistics over them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["ChunkRecord", "EpisodeResult", "EvaluationResult"]
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkRecord:
+    """One chunk that took effect.
+
+    Args:
+        requested_step: Of the episode, before which its observation was taken.
+        merged_step: Before which it took effect; the difference is its delay in steps.
+        length: Number of its actions.
+        stale: Of them, how many were dropped since their steps had passed.
+        aggregated: How many met a queued action.
+        queued: Actions that were still queued when it took effect: more than 0 is what asynchronous means.
+        latency_s: From the capture of its observation to its arrival at the client.
+    """
+
+    requested_step: int
+    merged_step: int
+    length: int
+    stale: int
+    aggregated: int
+    queued: int
+    latency_s: float
+
+
+@dataclass(slots=True)
+class EpisodeResult:
+    """One episode.
+
+    Args:
+        task_group: Suite or family.
+        task_id: Index within it.
+        episode: Index within the task.
+        seed: The environment was reset with, or None.
+        init_state_id: Recorded initial state, or None.
+        success: Whether any step counted as solved.
+        actions: float32 (T, A), as executed.
+        rewards: float64 (T,).
+        states: float32 (T, S), before each action.
+        chunks: That took effect, in order.
+        starved_steps: Steps at whose beginning no action was queued.
+        late_chunks: Answers for an episode that had ended, dropped.
+        stepping_s: Wall time from the end of the reset to the end of the last step.
+        reset_s: Wall time of the reset.
+        queue_sizes: int32 (T,), queued actions at the beginning of each step.
+        video_path: Of its video, if one was written.
+    """
+
+    task_group: str
+    task_id: int
+    episode: int
+    seed: int | None
+    init_state_id: int | None
+    success: bool = False
+    actions: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))
+    rewards: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+    states: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))
+    chunks: list[ChunkRecord] = field(default_factory=list)
+    starved_steps: int = 0
+    late_chunks: int = 0
+    stepping_s: float = 0.0
+    reset_s: float = 0.0
+    queue_sizes: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
+    video_path: Path | None = None
+
+    @property
+    def length(self) -> int:
+        """Steps taken."""
+        return len(self.rewards)
+
+    @property
+    def sum_reward(self) -> float:
+        """Sum over the steps, in float32 as lerobot-eval sums."""
+        return float(np.sum(self.rewards)) if self.length else 0.0
+
+    @property
+    def max_reward(self) -> float:
+        """Largest reward of a step."""
+        return float(np.max(self.rewards)) if self.length else float("nan")
+
+    @property
+    def asynchronous_chunks(self) -> int:
+        """Chunks that took effect while actions were still queued."""
+        return sum(chunk.queued > 0 for chunk in self.chunks)
+
+
+@dataclass(slots=True)
+class EvaluationResult:
+    """A whole run.
+
+    Args:
+        episodes: In the order they were run.
+        fps: Control steps per second.
+        eval_s: Wall time of the run.
+        inference_delay_steps: In the simulated clock, the delays used; empty in the realtime clock.
+    """
+
+    episodes: list[EpisodeResult] = field(default_factory=list)
+    fps: float = 0.0
+    eval_s: float = 0.0
+    inference_delay_steps: tuple[int, ...] = ()
+
+    @property
+    def success_rate(self) -> float:
+        """Fraction of the episodes that succeeded; NaN before the first."""
+        return float(np.mean([e.success for e in self.episodes])) if self.episodes else float("nan")
+
+    def by_task(self) -> dict[tuple[str, int], list[EpisodeResult]]:
+        """Episodes by (task_group, task_id), in the order the tasks were run."""
+        tasks: dict[tuple[str, int], list[EpisodeResult]] = {}
+        for episode in self.episodes:
+            tasks.setdefault((episode.task_group, episode.task_id), []).append(episode)
+        return tasks
+
+    def latencies_s(self) -> NDArray[np.float64]:
+        """Of every chunk that took effect, in order."""
+        return np.array([chunk.latency_s for episode in self.episodes for chunk in episode.chunks])

@@ -1,0 +1,51 @@
+"""What a run writes and shows by its flags: progress bar, videos, trajectories, and the files at its end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from async_delta_inference.client.config import SimClientConfig
+from async_delta_inference.client.delay_trace import TRACE_NAME, write_delay_trace
+from async_delta_inference.client.observers import RunObserver
+from async_delta_inference.client.output import write_eval_info
+from async_delta_inference.client.results import EvaluationResult
+from async_delta_inference.client.trajectories import TrajectoryWriter
+from async_delta_inference.client.videos import VideoRecorder
+
+__all__ = ["configured_observers"]
+
+
+def configured_observers(config: SimClientConfig, output_dir: Path) -> list[RunObserver]:
+    """The observers that a configuration asks for."""
+    observers: list[RunObserver] = []
+    if config.n_videos:
+        observers.append(VideoRecorder(output_dir / "videos", config.n_videos))
+    if config.save_trajectories:
+        observers.append(TrajectoryWriter(output_dir / "trajectories"))
+    if config.progress:
+        from rich.console import Console
+
+        from async_delta_inference.client.progress import ProgressBar
+
+        observers.append(ProgressBar(Console(stderr=True)))
+    observers.append(_RunFiles(output_dir, config.debug_visualize_queue_size))
+    return observers
+
+
+class _RunFiles(RunObserver):
+    """Also when the run was interrupted or failed: the episodes that were completed are not lost."""
+
+    def __init__(self, folder: Path, queue_plot: bool) -> None:
+        self._folder = folder
+        self._queue_plot = queue_plot
+
+    def run_ended(self, result: EvaluationResult) -> None:
+        if not result.episodes:
+            return
+        self._folder.mkdir(parents=True, exist_ok=True)
+        write_eval_info(self._folder / "eval_info.json", result)
+        write_delay_trace(self._folder / TRACE_NAME, result)
+        if self._queue_plot:
+            from async_delta_inference.client.queue_plot import write_queue_plot
+
+            write_queue_plot(self._folder / "queue_size.png", result)

@@ -1,0 +1,252 @@
+"""`SimClient`: LeRobot's RobotClient for a simulated robot, and for whole evaluations."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from async_delta_inference.client.action_queue import ActionQueue
+from async_delta_inference.client.aggregation import aggregate_function
+from async_delta_inference.client.checkpoint import check_checkpoint, local_checkpoint
+from async_delta_inference.client.chunk_source import ChunkSource
+from async_delta_inference.client.clock import Clock, RealtimeClock, SimulatedClock, delay_in_steps
+from async_delta_inference.client.config import SimClientConfig
+from async_delta_inference.client.control import ControlLoop
+from async_delta_inference.client.delay_trace import read_delay_trace
+from async_delta_inference.client.embedded_server import EmbeddedServer
+from async_delta_inference.client.environments.base import Environment
+from async_delta_inference.client.environments.registry import make_environments
+from async_delta_inference.client.observers import Observers, RunObserver
+from async_delta_inference.client.output import default_output_dir
+from async_delta_inference.client.results import EvaluationResult
+from async_delta_inference.client.run_files import configured_observers
+from async_delta_inference.errors import ConfigError, FeatureMismatchError, TransportTimeout
+from async_delta_inference.transport import PolicySpec, Transport, open_transport
+
+__all__ = ["SimClient"]
+
+_CALIBRATION_CHUNKS = 5
+
+
+class SimClient:
+    """Evaluates a served policy in simulation.
+
+    As RobotClient is used, with a thread of the user's that receives::
+
+        client = SimClient(config)
+        client.start()
+        threading.Thread(target=client.receive_actions, daemon=True).start()
+        client.control_loop(task="")
+        client.stop()
+
+    or all in one with `run`, which receives in the control loop's own thread.
+
+    Args:
+        config: What to evaluate, where, and how.
+        environments: Instead of those that ``config.env`` names.
+        observers: Told of every step, episode and run, besides those that the flags ask for.
+    """
+
+    def __init__(
+        self,
+        config: SimClientConfig,
+        *,
+        environments: Sequence[Environment] | None = None,
+        observers: Iterable[RunObserver] = (),
+    ) -> None:
+        self.config = config
+        self.output_dir: Path = config.output_dir or default_output_dir(config)
+        self.result = EvaluationResult()
+        """Grows with every episode; complete when `control_loop` returns."""
+        self._environments = None if environments is None else list(environments)
+        self._observer = Observers([*configured_observers(config, self.output_dir), *observers])
+        self._server: EmbeddedServer | None = None
+        self._transport: Transport | None = None
+        self._source: ChunkSource | None = None
+        self._source_exists = threading.Event()
+        self._stopped = threading.Event()
+
+    @property
+    def running(self) -> bool:
+        """False once `stop` was called."""
+        return not self._stopped.is_set()
+
+    @property
+    def fps(self) -> float:
+        """Control steps per second."""
+        return self.config.fps or self._started_environments()[0].fps
+
+    def start(self) -> bool:
+        """Build the environments, start or reach the server, and have it load the policy.
+
+        Returns:
+            True; a failure raises, where RobotClient returns False.
+
+        Raises:
+            ConfigError: A flag cannot work.
+            FeatureMismatchError: Environment and checkpoint do not fit.
+            TransportError: The server cannot be reached or refuses the policy.
+        """
+        config = self.config
+        checkpoint = local_checkpoint(config.pretrained_name_or_path)
+        if config.uri is None:
+            # First, since it loads for as long as the environments do.
+            fps = config.fps or getattr(config.env, "fps", None) or 30
+            self._server = EmbeddedServer(config.transport, float(fps), self.output_dir / "server.log")
+        try:
+            if self._environments is None:
+                self._environments = make_environments(config.env)
+            spec = self._policy_spec(checkpoint)
+            self._transport = self._open_transport()
+            self._transport.connect(spec)
+        except BaseException:
+            self.stop()
+            raise
+        self._source = ChunkSource(self._transport)
+        self._source_exists.set()
+        return True
+
+    def receive_actions(self) -> None:
+        """Receive in this thread until `stop`; optional, `control_loop` receives by itself otherwise."""
+        self._source_exists.wait(self.config.setup_timeout_s)
+        if self._source is not None:
+            self._source.receive_until_stopped()
+
+    def control_loop(self, task: str = "") -> EvaluationResult:
+        """Run every episode of every task.
+
+        Args:
+            task: Instruction given to the policy; empty: the configured one, else each environment's own.
+
+        Returns:
+            What happened; also in `result`, up to the last whole episode when this raises or is stopped.
+
+        Raises:
+            EpisodeError: A simulator failed.
+            TransportError: The server failed, or did not answer in time.
+        """
+        if self._transport is None or self._source is None:
+            raise ConfigError("call start() before control_loop()")
+        environments = self._started_environments()
+        queue = ActionQueue(environments[0].action_dim, aggregate_function(self.config.aggregate_fn_name))
+        self.result = EvaluationResult(fps=self.fps)
+        started_s = time.perf_counter()
+        self._observer.run_started(environments, self.config.n_episodes)
+        try:
+            clock = self._make_clock(queue)
+            loop = ControlLoop(
+                self.config, self._transport, self._source, clock, queue, self._observer, lambda: self.running
+            )
+            for environment in environments:
+                self._run_task(loop, environment, task or self.config.task)
+        finally:
+            self.result.eval_s = time.perf_counter() - started_s
+            self._observer.run_ended(self.result)
+        return self.result
+
+    def run(self) -> EvaluationResult:
+        """`start`, `control_loop` and `stop` in one."""
+        self.start()
+        try:
+            return self.control_loop()
+        finally:
+            self.stop()
+
+    def stop(self) -> None:
+        """End the session, the simulators and the embedded server; idempotent, from any thread."""
+        self._stopped.set()
+        if self._source is not None:
+            self._source.stop()
+        self._source_exists.set()
+        if self._transport is not None:
+            self._transport.close()
+        for environment in self._environments or ():
+            environment.close()
+        if self._server is not None:
+            self._server.stop()
+
+    def _run_task(self, loop: ControlLoop, environment: Environment, task: str) -> None:
+        try:
+            for episode in range(self.config.n_episodes):
+                if not self.running:
+                    return
+                result = loop.run_episode(environment, episode, task)
+                if result is not None:
+                    self.result.episodes.append(result)
+        finally:
+            # One simulator at a time: LIBERO's take 3 GB each.
+            environment.close()
+
+    def _started_environments(self) -> list[Environment]:
+        if not self._environments:
+            raise ConfigError("call start() first")
+        return self._environments
+
+    def _policy_spec(self, checkpoint: Path | None) -> PolicySpec:
+        first, *others = self._started_environments()
+        for other in others:
+            if (other.features, other.action_dim) != (first.features, first.action_dim):
+                raise FeatureMismatchError(
+                    f"{first.task_group}/{first.task_id} and {other.task_group}/{other.task_id} observe or act "
+                    "differently: evaluate them in runs of their own"
+                )
+        if checkpoint is not None:
+            check_checkpoint(checkpoint, self.config.policy_type, first.features, first.action_dim)
+        return PolicySpec(
+            policy_type=self.config.policy_type,
+            pretrained_name_or_path=str(checkpoint or self.config.pretrained_name_or_path),
+            actions_per_chunk=self.config.actions_per_chunk,
+            features=first.features,
+            action_dim=first.action_dim,
+            device=self.config.policy_device,
+        )
+
+    def _open_transport(self) -> Transport:
+        options = self.config.transport_options()
+        if self._server is None:
+            assert self.config.uri is not None
+            return open_transport(self.config.uri, options)
+        # A child that died does not come back.
+        uri = self._server.wait_until_ready(self.config.setup_timeout_s)
+        return open_transport(uri, replace(options, reconnect_timeout_s=0.0))
+
+    def _make_clock(self, queue: ActionQueue) -> Clock:
+        config = self.config
+        if config.clock == "realtime":
+            return RealtimeClock(self.fps)
+        if config.inference_delay_trace is not None:
+            delays: tuple[int, ...] = read_delay_trace(config.inference_delay_trace)
+        elif config.inference_delay_s is not None:
+            delays = (delay_in_steps(config.inference_delay_s, self.fps),)
+        elif config.inference_delay == "auto":
+            delays = (self._calibrate(queue),)
+        else:
+            delays = (int(config.inference_delay or 0),)
+        self.result.inference_delay_steps = delays
+        return SimulatedClock(delays)
+
+    def _calibrate(self, queue: ActionQueue) -> int:
+        """Inference delay of this machine in steps, from blank observations: the environments are not touched."""
+        assert self._transport is not None
+        assert self._source is not None
+        latencies_s = []
+        for _ in range(1 + _CALIBRATION_CHUNKS):
+            started_s = time.perf_counter()
+            observation = self._transport.loan_observation()
+            observation.state[:] = 0
+            for image in observation.images.values():
+                image[:] = 128
+            observation.timestep = queue.next_timestep
+            observation.task = self.config.task or self._started_environments()[0].task_description
+            self._transport.send_observation(observation)
+            if self._source.next_chunk(self.config.inference_timeout_s) is None:
+                raise TransportTimeout(f"no answer within {self.config.inference_timeout_s:g} s while calibrating")
+            latencies_s.append(time.perf_counter() - started_s)
+            queue.skip()
+        # The first one warms the policy up.
+        return max(1, math.ceil(delay_in_steps(statistics.median(latencies_s[1:]), self.fps)))

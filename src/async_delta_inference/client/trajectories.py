@@ -1,0 +1,48 @@
+"""``--save_trajectories``: one ``.npz`` per episode, to compare anything with anything."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from async_delta_inference.client.environments.base import Environment
+from async_delta_inference.client.observers import RunObserver
+from async_delta_inference.client.results import EpisodeResult
+
+__all__ = ["TrajectoryWriter"]
+
+
+class TrajectoryWriter(RunObserver):
+    """Writes ``<folder>/<group>_<task>_<episode>.npz``; names sort in the order of the episodes.
+
+    Arrays: ``action`` (T, A) float32; ``reward`` (T,) float64; ``state`` (T, S) float32, before each action;
+    ``success`` bool; ``seed`` and ``init_state_id`` int64, -1 for none; and one entry per chunk that took effect:
+    ``chunk_requested_step``, ``chunk_merged_step``, ``chunk_length`` int64, ``chunk_delay_steps`` int64.
+    Nothing in it depends on wall time, so that equal runs leave equal files.
+
+    Args:
+        folder: Made when missing.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def episode_ended(self, environment: Environment, result: EpisodeResult) -> None:  # noqa: D102
+        self._folder.mkdir(parents=True, exist_ok=True)
+        requested = np.array([chunk.requested_step for chunk in result.chunks], np.int64)
+        merged = np.array([chunk.merged_step for chunk in result.chunks], np.int64)
+        name = f"{result.task_group}_{result.task_id:03d}_{result.episode:05d}.npz"
+        np.savez(
+            self._folder / name,
+            action=result.actions,
+            reward=result.rewards,
+            state=result.states,
+            success=np.array(result.success),
+            seed=np.array(-1 if result.seed is None else result.seed, np.int64),
+            init_state_id=np.array(-1 if result.init_state_id is None else result.init_state_id, np.int64),
+            chunk_requested_step=requested,
+            chunk_merged_step=merged,
+            chunk_delay_steps=merged - requested,
+            chunk_length=np.array([chunk.length for chunk in result.chunks], np.int64),
+        )

@@ -1,0 +1,51 @@
+"""``--n_videos``: the first episodes of each task as videos."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from async_delta_inference.client.environments.base import Environment, StepResult
+from async_delta_inference.client.observers import RunObserver
+from async_delta_inference.client.results import EpisodeResult
+
+__all__ = ["VideoRecorder"]
+
+
+class VideoRecorder(RunObserver):
+    """Writes ``<folder>/<group>_<task>/eval_episode_<i>_<success|failure>.mp4`` with LeRobot's own writer.
+
+    Args:
+        folder: Made when missing.
+        n_videos: Episodes of each task to record, the first ones.
+    """
+
+    def __init__(self, folder: Path, n_videos: int) -> None:
+        self._folder = folder
+        self._n_videos = n_videos
+        self._frames: list[NDArray[np.uint8]] = []
+
+    def wants_frames(self, environment: Environment, episode: int) -> bool:  # noqa: D102
+        return episode < self._n_videos
+
+    def episode_started(self, environment: Environment, episode: int) -> None:  # noqa: D102
+        self._recording = self.wants_frames(environment, episode)
+        self._frames = [environment.video_frame()] if self._recording else []
+
+    def stepped(self, environment: Environment, outcome: StepResult) -> None:  # noqa: D102
+        if self._recording:
+            self._frames.append(environment.video_frame())
+
+    def episode_ended(self, environment: Environment, result: EpisodeResult) -> None:  # noqa: D102
+        if not self._recording:
+            return
+        from lerobot.utils.io_utils import write_video
+
+        folder = self._folder / f"{result.task_group}_{result.task_id}"
+        folder.mkdir(parents=True, exist_ok=True)
+        outcome = "success" if result.success else "failure"
+        result.video_path = folder / f"eval_episode_{result.episode}_{outcome}.mp4"
+        write_video(str(result.video_path), np.stack(self._frames), environment.fps)
+        self._frames = []

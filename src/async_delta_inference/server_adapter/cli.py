@@ -1,0 +1,146 @@
+"""``async-delta-serve``: LeRobot's PolicyServer behind one transport or several."""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from async_delta_inference.command_line import parse_arguments, run_command
+from async_delta_inference.errors import ConfigError
+from async_delta_inference.transport.registry import split_uri
+
+__all__ = ["ServeConfig", "main"]
+
+_DEFAULT_ADDRESS = {"grpc": "127.0.0.1:8080", "shm": "async-delta"}
+
+
+class Service(Protocol):
+    """A transport's server side."""
+
+    uri: str
+
+    def start(self) -> None:
+        """Begin to serve."""
+
+    def stop(self) -> None:
+        """End; idempotent."""
+
+
+def _flag(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(kw_only=True)
+class ServeConfig:
+    """Flags of ``async-delta-serve``."""
+
+    transport: str = _flag("grpc", "scheme to serve on, or several with commas: grpc, shm")
+    server_address: str | None = _flag(
+        None, "where to listen: 127.0.0.1:8080 (port 0: any free one) or shm://name; with commas, one per transport"
+    )
+    fps: int = _flag(30, "control steps per second, for the timestamps of actions")
+    inference_latency: float = _flag(0.0, "seconds that gRPC's GetActions lasts at least (upstream's default: 1/30)")
+    obs_queue_timeout: float = _flag(2.0, "seconds that gRPC's GetActions waits for an observation")
+    announce_fd: int | None = _flag(None, "file descriptor to write the URIs to once they are served, one line each")
+    exit_with_stdin: bool = _flag(False, "end when standard input does: whoever holds its other end is gone")
+
+    def __post_init__(self) -> None:
+        """Validate.
+
+        Raises:
+            ConfigError: One line that names the flag and the remedy.
+        """
+        if self.fps < 1:
+            raise ConfigError(f"--fps must be at least 1, got {self.fps}")
+        if self.inference_latency < 0 or self.obs_queue_timeout < 0:
+            raise ConfigError("--inference_latency and --obs_queue_timeout must not be negative")
+        self.listen_on()
+
+    def listen_on(self) -> list[tuple[str, str]]:
+        """(scheme, address) of each transport to serve on.
+
+        Raises:
+            ConfigError: An unknown scheme, or addresses that do not fit the transports.
+        """
+        schemes = [scheme.strip() for scheme in self.transport.split(",")]
+        for scheme in schemes:
+            if scheme not in _DEFAULT_ADDRESS:
+                raise ConfigError(f"unknown --transport={scheme}; known are: {', '.join(_DEFAULT_ADDRESS)}")
+        if self.server_address is None:
+            return [(scheme, _DEFAULT_ADDRESS[scheme]) for scheme in schemes]
+        addresses = [address.strip() for address in self.server_address.split(",")]
+        if len(addresses) != len(schemes):
+            raise ConfigError(
+                f"--transport names {len(schemes)} transports, --server_address {len(addresses)} addresses"
+            )
+        return [_fit(scheme, address) for scheme, address in zip(schemes, addresses, strict=True)]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Returns:
+        0, or 2 for a user's mistake, 1 for another error, 130 when interrupted.
+    """
+    return run_command(lambda: _serve(parse_arguments(ServeConfig, arguments, "async-delta-serve")))
+
+
+def _serve(config: ServeConfig) -> int:
+    with ExitStack() as stack:
+        services = [_make_service(scheme, address, config) for scheme, address in config.listen_on()]
+        for service in services:
+            service.start()
+            stack.callback(service.stop)
+        for service in services:
+            print(f"serving {service.uri}", flush=True)
+        _announce(config.announce_fd, [service.uri for service in services])
+        _wait(config.exit_with_stdin)
+    return 0
+
+
+def _make_service(scheme: str, address: str, config: ServeConfig) -> Service:
+    # Imported here: they load torch and lerobot, half a minute on a slow machine, which --help must not wait for.
+    if scheme == "grpc":
+        from async_delta_inference.server_adapter.grpc_service import GrpcService
+        from async_delta_inference.server_adapter.policy_host import load_policy_server_module
+
+        module = load_policy_server_module()
+        server_config = module.PolicyServerConfig(
+            fps=config.fps,
+            inference_latency=config.inference_latency,
+            obs_queue_timeout=config.obs_queue_timeout,
+        )
+        return GrpcService(module.PolicyServer(server_config), address)
+    from async_delta_inference.server_adapter.policy_host import PolicyHost
+    from async_delta_inference.server_adapter.shm_service import ShmService
+
+    return ShmService(PolicyHost(fps=config.fps), address)
+
+
+def _fit(scheme: str, address: str) -> tuple[str, str]:
+    if "://" not in address:
+        return scheme, address
+    given, rest = split_uri(address)
+    if given != scheme:
+        raise ConfigError(f"--transport={scheme} cannot serve on {address}")
+    return scheme, rest
+
+
+def _announce(announce_fd: int | None, uris: Sequence[str]) -> None:
+    if announce_fd is None:
+        return
+    with os.fdopen(announce_fd, "w") as announcement:
+        announcement.write("\n".join(uris) + "\n")
+
+
+def _wait(exit_with_stdin: bool) -> None:
+    """Until a signal, or until standard input ends."""
+    while True:
+        select.select([sys.stdin] if exit_with_stdin else [], [], [])
+        if exit_with_stdin and not os.read(sys.stdin.fileno(), 4096):
+            return
