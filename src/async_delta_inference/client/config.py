@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,66 +14,78 @@ from async_delta_inference.transport.registry import split_uri
 __all__ = ["SimClientConfig"]
 
 
-def _flag(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
-
-
 @dataclass(kw_only=True)
 class SimClientConfig:
     """What to evaluate, where, and how. Names follow LeRobot's RobotClientConfig."""
 
-    env: Any = field(metadata={"help": "LeRobot environment configuration, such as --env.type=libero"})
-    policy_type: str = field(metadata={"help": "LeRobot policy type, such as act"})
-    pretrained_name_or_path: str = field(metadata={"help": "checkpoint folder, or hub name"})
-    actions_per_chunk: int = field(metadata={"help": "number of actions the server sends per chunk, at most"})
-    policy_device: str = _flag("cpu", "torch device of the policy on the server")
-    client_device: str = _flag("cpu", "device of the actions given to the environment; other than cpu: torch tensors")
-    task: str = _flag("", "instruction given to the policy; empty: the environment's own")
+    env: Any
+    """LeRobot environment configuration, such as --env.type=libero."""
+    policy_type: str
+    """LeRobot policy type, such as act."""
+    pretrained_name_or_path: str
+    """Checkpoint folder, or hub name."""
+    actions_per_chunk: int
+    """Number of actions the server sends per chunk, at most."""
+    policy_device: str = "cpu"
+    """Torch device of the policy on the server."""
+    client_device: str = "cpu"
+    """Device of the actions given to the environment; other than cpu: torch tensors."""
+    task: str = ""
+    """Instruction given to the policy; empty: the environment's own."""
 
-    n_episodes: int = _flag(10, "episodes per task")
-    seed: int = _flag(1000, "episode i of a task is reset with seed + i")
-    output_dir: Path | None = _flag(None, "default: outputs/eval/<date>/<time>_<env>_<policy>")
+    n_episodes: int = 10
+    """Episodes per task."""
+    seed: int = 1000
+    """Episode i of a task is reset with seed + i."""
+    output_dir: Path | None = None
+    """Default: outputs/eval/<date>/<time>_<env>_<policy>."""
 
-    transport: str = _flag("grpc", "scheme of the transport: grpc or shm")
-    server_address: str | None = _flag(
-        None,
-        "where a policy server listens, such as 127.0.0.1:8080 or shm://name; none: a server of its own is started",
-    )
+    transport: str = "grpc"
+    """Scheme of the transport: grpc or shm."""
+    server_address: str | None = None
+    """Where a policy server listens, such as 127.0.0.1:8080 or shm://name; none: a server of its own is started."""
 
-    chunk_size_threshold: float = _flag(0.5, "ask for a chunk when queued actions / chunk size <= this, in [0, 1]")
-    aggregate_fn_name: str = _flag(
-        "weighted_average", "how overlapping chunks combine: weighted_average, latest_only, average, conservative"
-    )
-    must_go: str = _flag(
-        "always", "always: the server must answer every observation; queue_empty: as upstream, only when none is queued"
-    )
-    one_request_in_flight: bool = _flag(
-        True, "false: as upstream, send an observation every step while the queue is short, answered or not"
-    )
-    fps: float | None = _flag(None, "control steps per second in the realtime clock; none: the environment's own")
+    chunk_size_threshold: float = 0.5
+    """Ask for a chunk when queued actions / chunk size <= this, in [0, 1]."""
+    aggregate_fn_name: str = "weighted_average"
+    """How overlapping chunks combine: weighted_average, latest_only, average, conservative."""
+    must_go: str = "always"
+    """always: the server must answer every observation; queue_empty: as upstream, only when none is queued."""
+    one_request_in_flight: bool = True
+    """false: as upstream, send an observation every step while the queue is short, answered or not."""
+    fps: float | None = None
+    """Control steps per second in the realtime clock; none: the environment's own."""
 
-    clock: str = _flag("realtime", "realtime: paced at fps; simulated: the environment's step count is the time")
-    inference_delay: str | None = _flag(
-        None, "simulated clock: steps from an observation to its actions taking effect, or auto (measured, then frozen)"
-    )
-    inference_delay_s: float | None = _flag(None, "simulated clock: the same in seconds, rounded up at fps")
-    inference_delay_trace: Path | None = _flag(
-        None, "simulated clock: replay the delays of another run's inference_delays.json"
-    )
-    on_starvation: str = _flag(
-        "wait", "no action queued: wait (the simulator stands still) or hold (it is stepped with its hold action)"
-    )
-    render: str = _flag("on_demand", "on_demand: only the frames that are sent or recorded; always: every step")
+    clock: str = "realtime"
+    """realtime: paced at fps; simulated: the environment's step count is the time."""
+    inference_delay: str | None = None
+    """Simulated clock: steps from an observation to its actions taking effect, or auto (measured, then frozen)."""
+    inference_delay_s: float | None = None
+    """Simulated clock: the same in seconds, rounded up at fps."""
+    inference_delay_trace: Path | None = None
+    """Simulated clock: replay the delays of another run's inference_delays.json."""
+    on_starvation: str = "wait"
+    """No action queued: wait (the simulator stands still) or hold (it is stepped with its hold action)."""
+    render: str = "on_demand"
+    """on_demand: only the frames that are sent or recorded; always: every step."""
 
-    n_videos: int = _flag(0, "episodes of each task to record as videos, the first ones")
-    save_trajectories: bool = _flag(False, "write one trajectories/*.npz per episode")
-    debug_visualize_queue_size: bool = _flag(False, "write queue_size.png: queued actions over the steps")
-    progress: bool = _flag(True, "show a progress bar")
+    n_videos: int = 0
+    """Episodes of each task to record as videos, the first ones."""
+    save_trajectories: bool = False
+    """Write one trajectories/*.npz per episode."""
+    debug_visualize_queue_size: bool = False
+    """Write queue_size.png: queued actions over the steps."""
+    progress: bool = True
+    """Show a progress bar."""
 
-    connect_timeout_s: float = _flag(20.0, "seconds for the server to be reached")
-    setup_timeout_s: float = _flag(300.0, "seconds for the server to load the policy")
-    inference_timeout_s: float = _flag(120.0, "seconds for an observation to be answered")
-    reconnect_timeout_s: float = _flag(30.0, "seconds for a server that went away to come back")
+    connect_timeout_s: float = 20.0
+    """Seconds for the server to be reached."""
+    setup_timeout_s: float = 300.0
+    """Seconds for the server to load the policy."""
+    inference_timeout_s: float = 120.0
+    """Seconds for an observation to be answered."""
+    reconnect_timeout_s: float = 30.0
+    """Seconds for a server that went away to come back."""
 
     def __post_init__(self) -> None:
         """Validate.

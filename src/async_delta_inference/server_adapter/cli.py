@@ -7,8 +7,8 @@ import select
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Protocol
 
 from async_delta_inference.command_line import parse_arguments, run_command
 from async_delta_inference.errors import ConfigError
@@ -31,23 +31,24 @@ class Service(Protocol):
         """End; idempotent."""
 
 
-def _flag(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
-
-
 @dataclass(kw_only=True)
 class ServeConfig:
     """Flags of ``async-delta-serve``."""
 
-    transport: str = _flag("grpc", "scheme to serve on, or several with commas: grpc, shm")
-    server_address: str | None = _flag(
-        None, "where to listen: 127.0.0.1:8080 (port 0: any free one) or shm://name; with commas, one per transport"
-    )
-    fps: int = _flag(30, "control steps per second, for the timestamps of actions")
-    inference_latency: float = _flag(0.0, "seconds that gRPC's GetActions lasts at least (upstream's default: 1/30)")
-    obs_queue_timeout: float = _flag(2.0, "seconds that gRPC's GetActions waits for an observation")
-    announce_fd: int | None = _flag(None, "file descriptor to write the URIs to once they are served, one line each")
-    exit_with_stdin: bool = _flag(False, "end when standard input does: whoever holds its other end is gone")
+    transport: str = "grpc"
+    """Scheme to serve on, or several with commas: grpc, shm."""
+    server_address: str | None = None
+    """Where to listen: 127.0.0.1:8080 (port 0: any free one) or shm://name; with commas, one per transport."""
+    fps: int = 30
+    """Control steps per second, for the timestamps of actions."""
+    inference_latency: float = 0.0
+    """Seconds that gRPC's GetActions lasts at least (upstream's default: 1/30)."""
+    obs_queue_timeout: float = 2.0
+    """Seconds that gRPC's GetActions waits for an observation."""
+    announce_fd: int | None = None
+    """File descriptor to write the URIs to once they are served, one line each."""
+    exit_with_stdin: bool = False
+    """End when standard input does: whoever holds its other end is gone."""
 
     def __post_init__(self) -> None:
         """Validate.

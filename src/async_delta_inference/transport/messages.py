@@ -6,6 +6,7 @@ timestep k is the input for action k, and the first row of the chunk it is answe
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -199,11 +200,13 @@ class ActionChunk:
         actions: float32 (n, A), 1 <= n <= actions_per_chunk. Owned by the receiver: it stays valid.
         timestep: Of the first row, equal to the timestep of the observation it answers.
         timestamp_s: The observation's ``timestamp_s``, returned unchanged.
+        arrived_ns: ``time.monotonic_ns()`` when it became available to the client, which may have looked later.
     """
 
     actions: NDArray[np.float32]
     timestep: int
     timestamp_s: float = 0.0
+    arrived_ns: int = field(default_factory=time.monotonic_ns)
 
     def __len__(self) -> int:
         return len(self.actions)

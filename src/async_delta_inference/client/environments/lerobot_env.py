@@ -87,7 +87,7 @@ class LeRobotEnvironment(Environment):
             self._env = self._rebuild()
         self._last_action = None
         with self._simulator_errors("reset"):
-            self._want_frames(render)
+            self._want_frames(render, resetting=True)
             raw, _ = self._env.reset(seed=seed, options={NEW_ROLLOUT_OPTION: True})
         self._take(raw, render)
         self.task_description = _task_description(self._env)
@@ -95,7 +95,7 @@ class LeRobotEnvironment(Environment):
     def step(self, action: NDArray[np.float32], *, render: bool = True) -> StepResult:  # noqa: D102
         env = self._running()
         with self._simulator_errors("step"):
-            self._want_frames(render)
+            self._want_frames(render, resetting=False)
             raw, reward, terminated, truncated, info = env.step(action)
         self._take(raw, render)
         self._last_action = action
@@ -134,7 +134,7 @@ class LeRobotEnvironment(Environment):
         if env is not None:
             env.close()
 
-    def _want_frames(self, wanted: bool) -> None:
+    def _want_frames(self, wanted: bool, *, resetting: bool) -> None:
         """Tell the simulator whether the next reset or step needs to render; here it always does."""
 
     def _take(self, raw: Any, render: bool) -> None:

@@ -28,6 +28,8 @@ EnvironmentFactory = Callable[[Any], list[Environment]]
 _PACKAGE = "async_delta_inference.client.environments"
 _BUILTIN = {
     "aloha": f"{_PACKAGE}.aloha",
+    "libero": f"{_PACKAGE}.libero",
+    "libero_plus": f"{_PACKAGE}.libero",
     "pusht": f"{_PACKAGE}.pusht",
 }
 _factories: dict[str, EnvironmentFactory] = {}
