@@ -98,24 +98,49 @@ def calibrate_frozen_batch_norms(backbone: nn.Module, images: Tensor) -> None:
 
 
 def sample_images(dataset: LeRobotDataset, n_frames: int, seed: int) -> Tensor:
-    """Draws frames of all cameras, normalized as lerobot-train does: float32 (n_frames * cameras, 3, H, W)."""
+    """Draws frames of all cameras: float32 (n_frames * cameras, 3, H, W) in 0..1."""
     generator = torch.Generator().manual_seed(seed)
     indices = torch.randperm(len(dataset), generator=generator)[:n_frames].tolist()
     items = [dataset[index] for index in indices]
-    images = torch.stack([item[key] for item in items for key in dataset.meta.camera_keys])
+    return torch.stack([item[key] for item in items for key in dataset.meta.camera_keys])
+
+
+def normalize(images: Tensor) -> Tensor:
+    """Normalizes (N, 3, H, W) images in 0..1 with the statistics that lerobot-train uses for every dataset."""
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
     return (images - mean) / std
 
 
-def save_initial_checkpoint(dataset_root: Path, output: Path, size: ActSize, seed: int) -> None:
-    """Writes an untrained, calibrated checkpoint that `lerobot-train --policy.path` starts from."""
+def save_initial_checkpoint(
+    dataset_root: Path, output: Path, size: ActSize, seed: int, resize_px: int | None = None
+) -> None:
+    """Writes an untrained, calibrated checkpoint that `lerobot-train --policy.path` starts from.
+
+    Args:
+        dataset_root: folder of the dataset.
+        output: folder to write.
+        size: of the network.
+        seed: of the weights.
+        resize_px: side the images are shrunk to, by a step of the policy's own preprocessor. That one runs in
+            training, in PolicyServer and in lerobot-eval alike, so all of them show the network the same pixels.
+    """
     from lerobot.datasets import LeRobotDataset
     from lerobot.policies import make_pre_post_processors
+    from lerobot.processor import ImageCropResizeProcessorStep, NormalizerProcessorStep
 
     torch.manual_seed(seed)
     dataset = LeRobotDataset(f"local/{dataset_root.name}", root=dataset_root)
     policy = build_act(dataset, size)
-    calibrate_frozen_batch_norms(policy.model.backbone, sample_images(dataset, CALIBRATION_FRAMES, seed))
+    preprocessor, postprocessor = make_pre_post_processors(policy.config, dataset_stats=dataset.meta.stats)
+    images = sample_images(dataset, CALIBRATION_FRAMES, seed)
+    if resize_px is not None:
+        resize = ImageCropResizeProcessorStep(resize_size=(resize_px, resize_px))
+        steps = list(preprocessor.steps)
+        # Before normalization: the step clamps to 0..1.
+        position = next(i for i, step in enumerate(steps) if isinstance(step, NormalizerProcessorStep))
+        preprocessor.steps = [*steps[:position], resize, *steps[position:]]
+        images = resize.observation({"images": images})["images"]
+    calibrate_frozen_batch_norms(policy.model.backbone, normalize(images))
     policy.save_pretrained(output)
-    for processor in make_pre_post_processors(policy.config, dataset_stats=dataset.meta.stats):
-        processor.save_pretrained(output)
+    preprocessor.save_pretrained(output)
+    postprocessor.save_pretrained(output)

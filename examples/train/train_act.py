@@ -1,4 +1,8 @@
-"""Trains ACT on a dataset with `lerobot-train` itself, with the settings that work on two CPU cores.
+"""Trains ACT on a dataset of demonstrations, on two CPU cores, with a small loop around LeRobot's own pieces.
+
+LeRobot's: dataset, policy and its loss, processors, optimizer, schedule, checkpoint format. Ours: the loop, which keeps
+all frames in memory. `lerobot-train` works offline and on a CPU too, from the same initial checkpoint, but its loader
+decodes every image again for every sample and cost as much time as the network (README.md has the measurement).
 
 Run it again with the same `--output` and it goes on from the last checkpoint.
 """
@@ -6,45 +10,118 @@ Run it again with the same `--output` and it goes on from the last checkpoint.
 from __future__ import annotations
 
 import argparse
-import os
-import subprocess
-import sys
+import json
+import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import torch
 from act_init import ActSize, save_initial_checkpoint
+from frame_cache import FrameCache, batch_indices
+
+if TYPE_CHECKING:
+    from lerobot.policies.act.modeling_act import ACTPolicy
+
+GRAD_CLIP_NORM = 10.0
+WEIGHT_DECAY = 1e-4
+LOG_EVERY_STEPS = 25
 
 
-def lerobot_train_command(args: argparse.Namespace, initial: Path) -> list[str]:
-    """Builds the `lerobot-train` command line that starts from the checkpoint `initial`."""
-    warmup_steps = max(1, min(200, args.steps // 10))
-    options = {
-        "policy.path": initial,
-        "policy.device": "cpu",
-        "policy.push_to_hub": "false",
-        "dataset.repo_id": f"local/{args.dataset.name}",
-        "dataset.root": args.dataset,
-        "output_dir": args.output / "run",
-        "steps": args.steps,
-        "batch_size": args.batch_size,
-        "seed": args.seed,
-        "save_freq": args.save_freq,
-        "log_freq": 25,
-        "env_eval_freq": 0,
-        "num_workers": 1,
-        "wandb.enable": "false",
-        # The preset's constant 1e-5 is for a pretrained backbone and 100 000 steps.
-        "use_policy_training_preset": "false",
-        "optimizer.type": "adamw",
-        "optimizer.lr": args.lr,
-        "optimizer.weight_decay": 1e-4,
-        "optimizer.grad_clip_norm": 10.0,
-        "scheduler.type": "cosine_decay_with_warmup",
-        "scheduler.num_warmup_steps": warmup_steps,
-        "scheduler.num_decay_steps": args.steps,
-        "scheduler.peak_lr": args.lr,
-        "scheduler.decay_lr": args.lr / 50,
-    }
-    return ["lerobot-train", *(f"--{name}={value}" for name, value in options.items())]
+class Trainer:
+    """A policy with its processors, optimizer and schedule, and the step it has reached."""
+
+    def __init__(self, args: argparse.Namespace, initial: Path, cache: FrameCache) -> None:
+        """Starts from the checkpoint `initial`, with the dataset's own statistics for normalization."""
+        from lerobot.optim.optimizers import AdamWConfig
+        from lerobot.optim.schedulers import CosineDecayWithWarmupSchedulerConfig
+        from lerobot.policies import make_pre_post_processors
+        from lerobot.policies.act.modeling_act import ACTPolicy
+
+        self._args = args
+        self._cache = cache
+        self.step = 0
+        self.policy: ACTPolicy = ACTPolicy.from_pretrained(initial)
+        # Measured 10 % faster for convolutions on a CPU.
+        self.policy.to(memory_format=torch.channels_last)
+        self.policy.config.optimizer_lr_backbone = args.lr  # Nothing is pretrained, so nothing learns slower.
+        stats = {"stats": cache.stats}
+        self.preprocessor, self.postprocessor = make_pre_post_processors(
+            self.policy.config,
+            pretrained_path=str(initial),
+            preprocessor_overrides={"normalizer_processor": stats},
+            postprocessor_overrides={"unnormalizer_processor": stats},
+        )
+        self._optimizer = AdamWConfig(lr=args.lr, weight_decay=WEIGHT_DECAY).build(self.policy.get_optim_params())
+        schedule = CosineDecayWithWarmupSchedulerConfig(
+            num_warmup_steps=max(1, args.steps // 15),
+            num_decay_steps=args.steps,
+            peak_lr=args.lr,
+            decay_lr=args.lr / 50,
+        )
+        self._schedule = schedule.build(self._optimizer, args.steps)
+
+    def train_step(self) -> float:
+        """Makes one update and returns the loss."""
+        args = self._args
+        indices = batch_indices(self._cache.sample_frames, args.batch_size, self.step, args.seed)
+        loss, _ = self.policy.forward(self.preprocessor(self._cache.batch(indices)))
+        self._optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.policy.parameters(), GRAD_CLIP_NORM)
+        self._optimizer.step()
+        self._schedule.step()
+        self.step += 1
+        return float(loss.item())
+
+    def save(self, folder: Path) -> None:
+        """Writes `pretrained_model`, as lerobot-train does, and the state to go on from."""
+        for part in (self.policy, self.preprocessor, self.postprocessor):
+            part.save_pretrained(folder / "pretrained_model")
+        state = {"step": self.step, "optimizer": self._optimizer.state_dict(), "schedule": self._schedule.state_dict()}
+        # Written last and renamed: a checkpoint without it is not taken for a whole one.
+        torch.save(state, folder / "partial.pt")
+        (folder / "partial.pt").replace(folder / "training_state.pt")
+
+    def load_state(self, folder: Path) -> None:
+        """Goes on from a saved state; the policy itself comes from the same folder's `pretrained_model`."""
+        state: dict[str, Any] = torch.load(folder / "training_state.pt", weights_only=True)
+        self.step = state["step"]
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._schedule.load_state_dict(state["schedule"])
+
+
+def last_checkpoint(output: Path) -> Path | None:
+    """The newest whole checkpoint of a run, or None."""
+    return max((state.parent for state in output.glob("checkpoints/*/training_state.pt")), default=None)
+
+
+def train(args: argparse.Namespace) -> None:
+    """Trains until `args.steps`, saving every `args.save_freq` steps."""
+    torch.manual_seed(args.seed)
+    initial = args.initial or args.output / "initial"
+    if not (initial / "config.json").exists():
+        save_initial_checkpoint(args.dataset, initial, ActSize(chunk_size=args.chunk_size), args.seed, args.resize_px)
+    last = last_checkpoint(args.output)
+    trainer = Trainer(
+        args, initial if last is None else last / "pretrained_model", FrameCache(args.dataset, args.chunk_size)
+    )
+    if last is not None:
+        trainer.load_state(last)
+    losses: list[float] = []
+    started_s, first_step = time.monotonic(), trainer.step
+    trainer.policy.train()
+    while trainer.step < args.steps:
+        losses.append(trainer.train_step())
+        if trainer.step % LOG_EVERY_STEPS == 0:
+            elapsed_s = time.monotonic() - started_s
+            step_s = elapsed_s / (trainer.step - first_step)
+            entry = {"step": trainer.step, "loss": round(sum(losses) / len(losses), 4), "step_s": round(step_s, 3)}
+            print(f"{entry} {elapsed_s:.0f} s, {step_s * (args.steps - trainer.step):.0f} s left", flush=True)
+            with (args.output / "log.jsonl").open("a") as log:
+                log.write(json.dumps({**entry, "elapsed_s": round(elapsed_s)}) + "\n")
+            losses.clear()
+        if trainer.step % args.save_freq == 0 or trainer.step == args.steps:
+            trainer.save(args.output / "checkpoints" / f"{trainer.step:06d}")
 
 
 def parse_args() -> argparse.Namespace:
@@ -53,32 +130,24 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--dataset", type=Path, required=True, help="folder of the LeRobotDataset")
     parser.add_argument("--output", type=Path, required=True, help="folder for the initial checkpoint and the run")
     parser.add_argument("--initial", type=Path, help="checkpoint to start from; a new one is built if not given")
-    parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--lr", type=float, default=2e-4)
-    parser.add_argument("--save-freq", type=int, default=500)
+    parser.add_argument("--save-freq", type=int, default=250)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--chunk-size", type=int, default=ActSize.chunk_size)
+    parser.add_argument("--resize-px", type=int, help="side to which the policy's preprocessor shrinks images")
+    parser.add_argument("--threads", type=int, default=1, help="more lose when something else runs on the cores")
     return parser.parse_args()
 
 
-def main() -> int:
-    """Builds the initial checkpoint if there is none, then starts or resumes `lerobot-train`."""
+def main() -> None:
+    """Trains."""
     args = parse_args()
-    initial = args.initial or args.output / "initial"
-    if not (initial / "config.json").exists():
-        save_initial_checkpoint(args.dataset, initial, ActSize(chunk_size=args.chunk_size), args.seed)
-    last = args.output / "run" / "checkpoints" / "last" / "pretrained_model" / "train_config.json"
-    if last.exists():
-        command = ["lerobot-train", "--resume=true", f"--config_path={last}"]
-    else:
-        command = lerobot_train_command(args, initial)
-    print(" ".join(command), flush=True)
-    # One thread: more of them lose against a simulator or another job on the same two cores.
-    environment = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **os.environ}
-    scripts = Path(sys.executable).parent
-    return subprocess.run([str(scripts / command[0]), *command[1:]], env=environment, check=False).returncode
+    torch.set_num_threads(args.threads)
+    args.output.mkdir(parents=True, exist_ok=True)
+    train(args)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
