@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from math import isfinite
 from types import TracebackType
-from typing import Self
+from typing import NoReturn, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,8 @@ from async_delta_inference.errors import (
 from async_delta_inference.transport.messages import ActionChunk, Observation, PolicySpec
 
 __all__ = ["Transport", "TransportOptions"]
+
+_FLOAT32 = np.dtype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -114,23 +116,23 @@ class Transport(ABC):
             PeerGoneError, ProtocolError: The session is over.
             TransportClosed: Not connected, or closed.
         """
-        if not self._usable:
+        policy = self._policy
+        if not self._usable or policy is None:
             self._refuse()
-        assert self._policy is not None
-        if observation.loan is not None:
+        loaned = observation.loan is not None
+        if loaned:
             self._check_loan(observation)
-        observation.check(self._policy.features)
-        if observation.timestep < self._last_sent_timestep:
-            raise InvalidMessageError(
-                f"timesteps must not decrease: {observation.timestep} after {self._last_sent_timestep}"
-            )
+        observation.check(policy.features)
+        timestep = observation.timestep
+        if timestep < self._last_sent_timestep:
+            raise InvalidMessageError(f"timesteps must not decrease: {timestep} after {self._last_sent_timestep}")
         try:
             self._send(observation)
         except (PeerGoneError, ProtocolError) as exc:
             self._remember_failure(exc)
             raise
-        self._last_sent_timestep = observation.timestep
-        if observation is self._loan:
+        self._last_sent_timestep = timestep
+        if loaned:
             self._retire_loan()
 
     def receive_actions(self, timeout_s: float) -> ActionChunk | None:
@@ -145,13 +147,13 @@ class Transport(ABC):
             PeerGoneError, ProtocolError: The session is over.
             TransportClosed: Not connected, or closed, also by another thread during the wait.
         """
-        if not self._usable:
+        policy = self._policy
+        if not self._usable or policy is None:
             self._refuse()
-        assert self._policy is not None
         try:
             chunk = self._receive(timeout_s if timeout_s > 0.0 else 0.0)
             if chunk is not None:
-                _check_chunk(chunk, self._policy)
+                _check_chunk(chunk, policy)
                 return chunk
         except (PeerGoneError, ProtocolError) as exc:
             self._remember_failure(exc)
@@ -170,13 +172,13 @@ class Transport(ABC):
             PeerGoneError, ProtocolError: The session is over.
             TransportClosed: Not connected, or closed.
         """
-        if not self._usable:
+        policy = self._policy
+        if not self._usable or policy is None:
             self._refuse()
-        assert self._policy is not None
         if self._loan is not None:
             raise LoanError("a loaned observation is still out: send it or pass it to return_loan()")
         try:
-            observation = self._lend(self._policy)
+            observation = self._lend(policy)
         except (PeerGoneError, ProtocolError) as exc:
             self._remember_failure(exc)
             raise
@@ -251,7 +253,7 @@ class Transport(ABC):
 
     # Shared by the methods above.
 
-    def _refuse(self) -> None:
+    def _refuse(self) -> NoReturn:
         """Raise what makes this transport unusable."""
         if self._closed.is_set():
             raise TransportClosed("the transport is closed")
@@ -288,14 +290,21 @@ def _check_chunk(chunk: ActionChunk, policy: PolicySpec) -> None:
         ProtocolError: Not float32 (1..actions_per_chunk, action_dim), or not finite.
     """
     actions = chunk.actions
-    if actions.ndim != 2 or actions.shape[1] != policy.action_dim or actions.dtype != np.float32:
-        raise ProtocolError(
-            f"the server sent actions of {actions.dtype} {actions.shape}; the environment takes float32 "
-            f"(n, {policy.action_dim})"
-        )
-    if not 1 <= len(actions) <= policy.actions_per_chunk:
+    shape = actions.shape
+    # As in Observation.check: look for what is as it should be, and ask what is wrong only then.
+    if len(shape) != 2 or shape[1] != policy.action_dim or actions.dtype is not _FLOAT32:
+        _check_form(actions, policy)
+    if not 1 <= shape[0] <= policy.actions_per_chunk:
         raise ProtocolError(f"the server sent {len(actions)} actions; agreed were 1 to {policy.actions_per_chunk}")
     # A sum of squares is finite only if every term is, and costs a quarter; it may overflow, hence the second look.
     flat = actions.reshape(-1)
     if not isfinite(flat.dot(flat)) and not np.isfinite(actions).all():
         raise ProtocolError(f"the chunk of timestep {chunk.timestep} has actions that are not finite")
+
+
+def _check_form(actions: NDArray[np.float32], policy: PolicySpec) -> None:
+    if actions.ndim != 2 or actions.shape[1] != policy.action_dim or actions.dtype != np.float32:
+        raise ProtocolError(
+            f"the server sent actions of {actions.dtype} {actions.shape}; the environment takes float32 "
+            f"(n, {policy.action_dim})"
+        )

@@ -39,8 +39,8 @@ SEGMENT_HEADER = struct.Struct("@8sIIQIIQQQQ")
 """magic, version, header size, segment size, observation slots, action slots, size of an observation slot, size of an
 action slot, offset of the observation slots, offset of the action slots."""
 
-OBSERVATION_RECORD = struct.Struct("@QqqdIII")
-"""sequence (from 1), timestep, episode, timestamp_s, slot, bytes of the task, flags."""
+OBSERVATION_RECORD = struct.Struct("@QqqdIIII")
+"""sequence (from 1), timestep, episode, timestamp_s, slot, number of the task, bytes of the task, flags."""
 
 ACTION_RECORD = struct.Struct("@QqdIII")
 """sequence (from 1), timestep, timestamp_s, kind, rows, bytes of text."""

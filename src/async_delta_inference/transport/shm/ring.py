@@ -27,8 +27,8 @@ from async_delta_inference.transport.shm.layout import CHUNK_KIND, FILTERED_KIND
 
 __all__ = ["ActionReader", "ActionWriter", "ObservationReader", "ObservationWriter", "Tokens"]
 
-ObservationRecord = tuple[int, int, int, float, int, int, int]
-"""sequence, timestep, episode, timestamp_s, slot, bytes of the task, flags."""
+ObservationRecord = tuple[int, int, int, float, int, int, int, int]
+"""sequence, timestep, episode, timestamp_s, slot, number of the task, bytes of the task, flags."""
 
 ActionRecord = tuple[int, int, float, int, int, int]
 """sequence, timestep, timestamp_s, kind, rows, bytes of text."""
@@ -98,7 +98,9 @@ class ObservationWriter:
         """Undo `claim`."""
         self._mine.append(slot)
 
-    def publish(self, slot: int, timestep: int, episode: int, timestamp_s: float, task_bytes: int, flags: int) -> None:
+    def publish(
+        self, slot: int, timestep: int, episode: int, timestamp_s: float, task: int, task_bytes: int, flags: int
+    ) -> None:
         """Make ``slot`` the one unread observation, in the place of an older one that nobody has read.
 
         An observation that must be answered hands this on to the one that replaces it.
@@ -113,9 +115,8 @@ class ObservationWriter:
                 self._mine.append(unread)
                 flags |= self._unread_flags & MUST_GO_FLAG
         sequence = self._sequence
-        self._store(
-            self._positions[sequence % self._slots], sequence, timestep, episode, timestamp_s, slot, task_bytes, flags
-        )
+        position = self._positions[sequence % self._slots]
+        self._store(position, sequence, timestep, episode, timestamp_s, slot, task, task_bytes, flags)
         self._unread = slot
         self._unread_flags = flags
         self._ready.release()
@@ -165,7 +166,7 @@ class ObservationReader:
         record = self._load(self._positions[sequence % self._slots])
         if record[0] != sequence:
             raise ProtocolError(f"observation record {sequence} is numbered {record[0]}")
-        _, timestep, episode, timestamp_s, slot, task_bytes, flags = record
+        _, timestep, episode, timestamp_s, slot, _, task_bytes, flags = record
         if slot >= self._slots or task_bytes > self._max_task_bytes or flags > MUST_GO_FLAG:
             raise ProtocolError(f"observation record {sequence}: slot {slot}, task of {task_bytes} bytes, {flags=}")
         if timestep < 0 or episode < 0 or timestamp_s - timestamp_s != 0.0:

@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from math import isfinite
 from typing import Protocol
 
 import numpy as np
@@ -27,6 +26,8 @@ from async_delta_inference.transport.shm.segment import Segment
 __all__ = ["ObservationHandler", "Session"]
 
 logger = logging.getLogger(__name__)
+
+_FLOAT32 = np.dtype(np.float32)
 
 _SLICE_S = 1.0
 """Bound of one wait on a semaphore, whatever a peer did to it and whatever the wall clock does."""
@@ -50,13 +51,14 @@ class ObservationHandler(Protocol):
 
         Args:
             observation: Its arrays ARE the slot; it is the handler's until this returns or ``release`` is called.
-            release: Gives the slot back early; may be called once.
+            release: Gives the slot back early; a second call does nothing.
 
         Returns:
-            float32 (n, A), or None for an observation that is not to be answered.
+            float32 (n, A), finite, or None for an observation that is not to be answered. It is copied at once.
 
         Raises:
-            Exception: Is sent to the client as a `PolicyError`; the session goes on.
+            ProtocolError: The observation is one that no client may send; the session ends.
+            Exception: Any other is sent to the client as a `PolicyError`; the session goes on.
         """
 
 
@@ -71,13 +73,13 @@ class Session:
 
     def __init__(self, segment: Segment, policy: PolicySpec, handler: ObservationHandler) -> None:
         self._segment = segment
-        self._handler = handler
-        self._chunk_rows, self._action_dim = policy.actions_per_chunk, policy.action_dim
+        self._infer = handler.infer
+        self._chunk_shape = (policy.actions_per_chunk, policy.action_dim)
         self._reader = segment.observation_reader()
         self._writer = segment.action_writer()
         self._over = False
         self._slot_held = False
-        self._task = (b"", "")
+        self._task, self._task_number = "", 0
         # Read-only for the handler: the slot is the client's memory. The arrays are made once, the scalars per message.
         self._observations = [_read_only(observation) for observation in segment.observations]
 
@@ -105,88 +107,82 @@ class Session:
         Raises:
             ProtocolError: The client broke the rules; its session is to be ended.
         """
-        ready = self._segment.observations_ready
+        acquire = self._segment.observations_ready.acquire
         while not self._over:
-            if _acquire(ready, _SLICE_S) and not self._over:
+            try:
+                acquire(_SLICE_S)
+            except (BusyError, SignalError):
+                continue
+            if not self._over:
                 self._answer()
 
     def _answer(self) -> None:
         observation = self._take()
-        release = self._release
         try:
-            actions = self._handler.infer(observation, release)
-            if actions is not None:
+            actions = self._infer(observation, self._release)
+            if actions is not None and (actions.shape != self._chunk_shape or actions.dtype is not _FLOAT32):
                 self._check(actions)
+        except ProtocolError:
+            raise
         except Exception as exc:
             logger.debug("inference failed for timestep %d", observation.timestep, exc_info=True)
-            if self._slot_held:
-                release()
+            self._release()
             text = str(exc) if isinstance(exc, PolicyError) else f"{type(exc).__name__}: {exc}"
-            self._reply(observation, ERROR_KIND, None, text)
+            self._reply_without_actions(observation, ERROR_KIND, text)
             return
         if self._slot_held:
-            release()
+            self._release()
         if actions is None:
-            self._reply(observation, FILTERED_KIND, None, "")
-        else:
-            self._reply(observation, CHUNK_KIND, actions, "")
+            self._reply_without_actions(observation, FILTERED_KIND, "")
+        elif self._await_room():
+            rows = len(actions)
+            target = self._segment.actions[self._writer.claim()]
+            if rows != self._chunk_shape[0]:
+                target = target[:rows]
+            target[...] = actions
+            self._writer.publish(observation.timestep, observation.timestamp_s, CHUNK_KIND, rows, 0)
 
     def _take(self) -> Observation:
-        _, timestep, episode, timestamp_s, slot, task_bytes, flags = self._reader.take()
+        _, timestep, episode, timestamp_s, slot, task, task_bytes, flags = self._reader.take()
+        if task != self._task_number:
+            self._read_task(slot, task, task_bytes)
         observation = self._observations[slot]
-        if not isfinite(observation.state.dot(observation.state)) and not np.isfinite(observation.state).all():
-            raise ProtocolError(f"the state of timestep {timestep} is not finite")
         observation.timestep = timestep
         observation.episode = episode
         observation.timestamp_s = timestamp_s
-        observation.must_go = flags & MUST_GO_FLAG == MUST_GO_FLAG
-        observation.task = self._read_task(slot, task_bytes)
+        observation.must_go = flags == MUST_GO_FLAG
+        observation.task = self._task
         self._slot_held = True
         return observation
 
-    def _read_task(self, slot: int, task_bytes: int) -> str:
-        encoded = self._segment.tasks[slot][:task_bytes].tobytes()
-        known, task = self._task
-        if encoded != known:
-            try:
-                task = encoded.decode("utf-8")
-            except UnicodeDecodeError as exc:
-                raise ProtocolError(f"the task is not UTF-8: {exc}") from exc
-            self._task = (encoded, task)
-        return task
+    def _read_task(self, slot: int, number: int, size: int) -> None:
+        encoded = self._segment.tasks[slot][:size].tobytes()
+        try:
+            self._task = encoded.decode("utf-8")
+        except UnicodeDecodeError as exc:
+            raise ProtocolError(f"the task is not UTF-8: {exc}") from exc
+        self._task_number = number
 
     def _release(self) -> None:
-        self._slot_held = False
-        self._reader.give_back()
+        if self._slot_held:
+            self._slot_held = False
+            self._reader.give_back()
 
     def _check(self, actions: NDArray[np.float32]) -> None:
-        if actions.dtype != np.float32 or actions.ndim != 2 or actions.shape[1] != self._action_dim:
+        rows, columns = self._chunk_shape
+        if actions.dtype != np.float32 or actions.ndim != 2 or actions.shape[1] != columns:
             raise PolicyError(
-                f"the policy gave actions of {actions.dtype} {actions.shape}; agreed were float32 "
-                f"(n, {self._action_dim})"
+                f"the policy gave actions of {actions.dtype} {actions.shape}; agreed were float32 (n, {columns})"
             )
-        if not 1 <= len(actions) <= self._chunk_rows:
-            raise PolicyError(f"the policy gave {len(actions)} actions, agreed were 1 to {self._chunk_rows}")
-        flat = actions.reshape(-1)
-        if not isfinite(flat.dot(flat)) and not np.isfinite(actions).all():
-            raise PolicyError("the policy gave actions that are not finite")
+        if not 1 <= len(actions) <= rows:
+            raise PolicyError(f"the policy gave {len(actions)} actions, agreed were 1 to {rows}")
 
-    def _reply(self, to: Observation, kind: int, actions: NDArray[np.float32] | None, text: str) -> None:
+    def _reply_without_actions(self, to: Observation, kind: int, text: str) -> None:
         if not self._await_room():
             return
-        slot = self._writer.claim()
-        rows = text_bytes = 0
-        if actions is not None:
-            rows = len(actions)
-            target = self._segment.actions[slot]
-            if rows != self._chunk_rows:
-                target = target[:rows]
-            target[...] = actions
-        elif text:
-            encoded = text.encode("utf-8", "replace")[:MAX_ERROR_BYTES]
-            text_bytes = len(encoded)
-            self._segment.texts[slot][:text_bytes] = encoded
-        self._writer.publish(to.timestep, to.timestamp_s, kind, rows, text_bytes)
+        encoded = text.encode("utf-8", "replace")[:MAX_ERROR_BYTES]
+        self._segment.texts[self._writer.claim()][: len(encoded)] = encoded
+        self._writer.publish(to.timestep, to.timestamp_s, kind, 0, len(encoded))
 
     def _await_room(self) -> bool:
         """Whether there is a slot for a reply; False when the session ended meanwhile.

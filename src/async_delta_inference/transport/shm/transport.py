@@ -43,8 +43,9 @@ class ShmTransport(Transport):
 
     def __init__(self, address: str, options: TransportOptions | None = None) -> None:
         super().__init__(address, options)
-        self._sending = threading.Lock()
-        self._receiving = threading.Lock()
+        # Whether a thread is in `_send` or `_receive`. Two locks would cost a tenth of an exchange.
+        self._sending = False
+        self._receiving = False
         self._link: Link | None = None
         self._path: Path | None = None
         self._hang_up: Callable[[], None] | None = None
@@ -80,7 +81,8 @@ class ShmTransport(Transport):
         self._actions, self._texts = segment.actions, segment.texts
         self._tasks = segment.tasks
         self._slots = [(o.state, tuple(o.images.items())) for o in segment.observations]
-        self._slot_tasks = [("", 0)] * len(self._slots)
+        self._task, self._task_number, self._task_bytes = "", 0, 0
+        self._slot_task_numbers = [0] * len(self._slots)
         self._chunk_rows = segment.layout.chunk_shape[0]
         # Frees what a transport that is dropped without close() holds. Not at exit: a daemon thread may be waiting
         # then, and the system frees everything anyway.
@@ -97,11 +99,11 @@ class ShmTransport(Transport):
         link.end_session()
         # Closing a semaphore that a thread is waiting on is undefined. Whoever does not leave in time is this very
         # thread, interrupted by a signal whose handler closes; then the finalizer closes it later.
-        if self._sending.acquire(timeout=_LEAVE_TIMEOUT_S):
-            if self._receiving.acquire(timeout=_LEAVE_TIMEOUT_S):
-                link.dispose()
-                self._receiving.release()
-            self._sending.release()
+        deadline_s = time.monotonic() + _LEAVE_TIMEOUT_S
+        while (self._sending or self._receiving) and time.monotonic() < deadline_s:
+            time.sleep(0.001)
+        if not (self._sending or self._receiving):
+            link.dispose()
         if lost and self._path is not None:
             tidy_after(self._path)
 
@@ -122,7 +124,8 @@ class ShmTransport(Transport):
         timestamp_s = observation.timestamp_s
         if timestamp_s - timestamp_s != 0.0:
             raise InvalidMessageError(f"timestamp_s must be finite, got {timestamp_s}")
-        with self._sending:
+        self._sending = True
+        try:
             link = self._link
             if link is None or link.end is not None:
                 self._raise_end()
@@ -135,28 +138,41 @@ class ShmTransport(Transport):
                     target[...] = frames[name]
             else:
                 slot, self._loan_slot = self._loan_slot, -1
-            task, task_bytes = self._slot_tasks[slot]
-            if observation.task != task:
-                task_bytes = self._write_task(slot, observation.task)
+            if observation.task != self._task or self._slot_task_numbers[slot] != self._task_number:
+                self._write_task(slot, observation.task)
             self._newest = timestep = observation.timestep
             if self._waiting_since_s is None:
                 self._waiting_since_s = time.monotonic()
             self._writer.publish(
-                slot, timestep, observation.episode, timestamp_s, task_bytes, 1 if observation.must_go else 0
+                slot,
+                timestep,
+                observation.episode,
+                timestamp_s,
+                self._task_number,
+                self._task_bytes,
+                1 if observation.must_go else 0,
             )
+        finally:
+            self._sending = False
 
-    def _write_task(self, slot: int, task: str) -> int:
+    def _write_task(self, slot: int, task: str) -> None:
+        """Put the task into the slot; the server reads it once per change of its number."""
         encoded = task.encode()
+        if task != self._task:
+            self._task, self._task_bytes = task, len(encoded)
+            self._task_number = self._task_number % 0xFFFFFFFF + 1
         self._tasks[slot][: len(encoded)] = encoded
-        self._slot_tasks[slot] = (task, len(encoded))
-        return len(encoded)
+        self._slot_task_numbers[slot] = self._task_number
 
     def _lend(self, policy: PolicySpec) -> Observation:
-        with self._sending:
+        self._sending = True
+        try:
             link = self._link
             if link is None or link.end is not None:
                 self._raise_end()
             self._loan_slot = slot = self._writer.claim()
+        finally:
+            self._sending = False
         state, images = self._slots[slot]
         # Views of their own, which become read-only when the loan ends; the slot's stay as they are.
         return Observation({name: image.view() for name, image in images}, state.view())
@@ -168,21 +184,18 @@ class ShmTransport(Transport):
     # Actions.
 
     def _receive(self, timeout_s: float) -> ActionChunk | None:
-        with self._receiving:
+        self._receiving = True
+        try:
             link = self._link
             assert link is not None
             if link.end is not None:
                 return self._receive_after_end(0)
-            ready = self._actions_ready
             if timeout_s == 0.0:
-                if ready.value:
-                    return self._take_next()
-                self._nothing_yet()
-                return None
+                return self._poll()
             deadline_s = time.monotonic() + timeout_s
             while True:
                 try:
-                    ready.acquire(timeout_s if timeout_s < _SLICE_S else _SLICE_S)
+                    self._actions_ready.acquire(timeout_s if timeout_s < _SLICE_S else _SLICE_S)
                 except (BusyError, SignalError):
                     self._nothing_yet()
                 else:
@@ -194,9 +207,10 @@ class ShmTransport(Transport):
                 timeout_s = deadline_s - time.monotonic()
                 if timeout_s <= 0.0:
                     return None
+        finally:
+            self._receiving = False
 
-    def _take_next(self) -> ActionChunk | None:
-        """A poll that found a token."""
+    def _poll(self) -> ActionChunk | None:
         while self._actions_ready.value:
             self._actions_ready.acquire(0)
             if self._link is None or self._link.end is not None:
@@ -204,6 +218,7 @@ class ShmTransport(Transport):
             chunk = self._take()
             if chunk is not None:
                 return chunk
+        self._nothing_yet()
         return None
 
     def _take(self) -> ActionChunk | None:
