@@ -1,0 +1,29 @@
+"""MuJoCo without a display: which software renders, decided before MuJoCo is imported."""
+
+from __future__ import annotations
+
+import ctypes.util
+import os
+
+from async_delta_inference.errors import ConfigError
+
+__all__ = ["prepare_rendering"]
+
+
+def prepare_rendering() -> None:
+    """Choose a renderer where the user chose none and there is no display; EGL, else OSMesa, which is slower.
+
+    ``CUDA_VISIBLE_DEVICES`` is left alone: robosuite reads it as a list of numbers and dies of an empty one.
+
+    Raises:
+        ConfigError: Neither is installed; names the packages.
+    """
+    if os.environ.get("MUJOCO_GL") or os.environ.get("DISPLAY"):
+        return
+    for renderer, library in (("egl", "EGL"), ("osmesa", "OSMesa")):
+        if ctypes.util.find_library(library):
+            os.environ["MUJOCO_GL"] = renderer
+            return
+    raise ConfigError(
+        "nothing can render without a display: apt-get install libegl1 libegl-mesa0 libgl1-mesa-dri (or set MUJOCO_GL)"
+    )
