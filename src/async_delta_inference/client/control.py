@@ -84,7 +84,7 @@ class ControlLoop:
         Args:
             environment: To reset and step.
             episode: Index within the task; its seed is the configured one plus this.
-            task: Instruction given to the policy.
+            task: Instruction given to the policy; empty: the environment's own.
 
         Returns:
             What happened, or None when the run was stopped in between.
@@ -100,7 +100,6 @@ class ControlLoop:
         self._request = None
         self._captured_ns.clear()
         seed = config.seed + episode
-        recorded = self._observer.wants_frames(environment, episode)
         started_s = time.perf_counter()
         environment.reset(seed, render=True)
         reset_s = time.perf_counter() - started_s
@@ -108,6 +107,7 @@ class ControlLoop:
             environment.task_group, environment.task_id, episode, seed, environment.init_state_id, reset_s=reset_s
         )
         self._observer.episode_started(environment, episode)
+        instruction = task or environment.task_description
         steps = _StepLog()
         started_s = time.perf_counter()
         self._clock.start_episode()
@@ -115,7 +115,7 @@ class ControlLoop:
         for step in range(environment.max_episode_steps):
             self._merge_due(step)
             if frame and self._wants_request():
-                self._send(environment, step, task)
+                self._send(environment, step, instruction)
                 self._merge_due(step)
             steps.queue_sizes.append(len(queue))
             if not len(queue):
@@ -125,7 +125,7 @@ class ControlLoop:
             action = self._next_action(environment)
             steps.states.append(environment.state())
             steps.actions.append(action)
-            frame = recorded or config.render == "always" or self._will_want_frame(step + 1)
+            frame = config.render == "always" or self._will_want_frame(step + 1)
             outcome = environment.step(self._to_device(action), render=frame)
             steps.rewards.append(outcome.reward)
             self._result.success |= outcome.success
@@ -148,13 +148,13 @@ class ControlLoop:
         # The server may have filtered an observation that it did not have to answer: an empty queue asks again.
         return not self._request.must_go and not len(self._queue)
 
-    def _send(self, environment: Environment, step: int, task: str) -> None:
+    def _send(self, environment: Environment, step: int, instruction: str) -> None:
         captured_ns = time.monotonic_ns()
         observation = self._transport.loan_observation()
         try:
             environment.write_observation(observation)
             observation.timestep = self._queue.next_timestep
-            observation.task = task
+            observation.task = instruction
             observation.must_go = self._config.must_go == "always" or not len(self._queue)
             observation.episode = self._session_episode
             observation.timestamp_s = time.time()
@@ -179,7 +179,8 @@ class ControlLoop:
         if free_to_ask or (request is not None and not request.must_go and not len(self._queue)):
             return self._queue.wants_observation(threshold)
         assert request is not None
-        if request.due_step is not None and request.due_step > step and len(self._queue):
+        stands_still = self._config.on_starvation == "wait" and not len(self._queue)
+        if request.due_step is not None and request.due_step > step and not stands_still:
             return False
         # The answer may be merged by then; what it leaves in the queue decides.
         after_merge = request.timestep + self._queue.chunk_size - self._queue.next_timestep

@@ -16,10 +16,6 @@ class RunObserver:
     def run_started(self, environments: Sequence[Environment], n_episodes: int) -> None:
         """A run begins: ``n_episodes`` of each environment."""
 
-    def wants_frames(self, environment: Environment, episode: int) -> bool:
-        """Whether `Environment.video_frame` will be called after each step of this episode."""
-        return False
-
     def episode_started(self, environment: Environment, episode: int) -> None:
         """The environment was reset."""
 
@@ -42,9 +38,6 @@ class Observers(RunObserver):
     def run_started(self, environments: Sequence[Environment], n_episodes: int) -> None:  # noqa: D102
         for observer in self._observers:
             observer.run_started(environments, n_episodes)
-
-    def wants_frames(self, environment: Environment, episode: int) -> bool:  # noqa: D102
-        return any(observer.wants_frames(environment, episode) for observer in self._observers)
 
     def episode_started(self, environment: Environment, episode: int) -> None:  # noqa: D102
         for observer in self._observers:

@@ -25,13 +25,11 @@ class VideoRecorder(RunObserver):
     def __init__(self, folder: Path, n_videos: int) -> None:
         self._folder = folder
         self._n_videos = n_videos
+        self._recording = False
         self._frames: list[NDArray[np.uint8]] = []
 
-    def wants_frames(self, environment: Environment, episode: int) -> bool:  # noqa: D102
-        return episode < self._n_videos
-
     def episode_started(self, environment: Environment, episode: int) -> None:  # noqa: D102
-        self._recording = self.wants_frames(environment, episode)
+        self._recording = episode < self._n_videos
         self._frames = [environment.video_frame()] if self._recording else []
 
     def stepped(self, environment: Environment, outcome: StepResult) -> None:  # noqa: D102
@@ -47,5 +45,5 @@ class VideoRecorder(RunObserver):
         folder.mkdir(parents=True, exist_ok=True)
         outcome = "success" if result.success else "failure"
         result.video_path = folder / f"eval_episode_{result.episode}_{outcome}.mp4"
-        write_video(str(result.video_path), np.stack(self._frames), environment.fps)
+        write_video(str(result.video_path), np.stack(self._frames), round(environment.fps))
         self._frames = []
