@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from demo_dataset import Episode, dataset_features, image_hwc_uint8, write_demonstrations
+from demo_dataset import IS_RENDERED, Episode, dataset_features, image_hwc_uint8, write_demonstrations
 from libero_expert import Disturbance, ExpertConfig, PickPlaceExpert
 from libero_setup import CONTROL_FREQUENCY_HZ, CameraGate, make_libero_env, to_policy_observation
 from numpy.typing import NDArray
@@ -84,22 +84,24 @@ class LiberoRecorder:
 
     def _solve(self, observation: dict[str, Any], rng: np.random.Generator) -> tuple[list[dict[str, Any]], bool]:
         args = self._args
-        self._gate.is_open = True
         expert = PickPlaceExpert(ExpertConfig(grasp_height_m=args.grasp_height_m))
         disturbance = Disturbance(rng, args.noise_std, args.push_probability, args.push_size)
         frames: list[dict[str, Any]] = []
-        for _ in range(MAX_STEPS):
+        for step in range(MAX_STEPS):
+            is_rendered = step % args.render_every == 0
             action = expert.act(observation["robot_state"]["eef"]["pos"], *self._positions())
-            frames.append(self._frame(observation, action))
+            frames.append(self._frame(observation, action, is_rendered))
+            self._gate.is_open = (step + 1) % args.render_every == 0
             observation, _, terminated, _, info = self._env.step(disturbance.apply(action))
             if terminated:
                 return frames, bool(info["is_success"])
         return frames, False
 
-    def _frame(self, observation: dict[str, Any], action: NDArray[np.float32]) -> dict[str, Any]:
+    def _frame(self, observation: dict[str, Any], action: NDArray[np.float32], is_rendered: bool) -> dict[str, Any]:
         policy_observation = to_policy_observation(observation)
         frame: dict[str, Any] = {key: image_hwc_uint8(policy_observation[key]) for key in IMAGE_KEYS}
         frame["observation.state"] = policy_observation["observation.state"][0].numpy()
+        frame[IS_RENDERED] = np.array([is_rendered])
         return {**frame, "action": action, "task": self._env.task_description}
 
 
@@ -114,6 +116,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--n-init-states", type=int, default=40, help="train on init states 0 to this, exclusive")
     parser.add_argument("--object-offset-m", type=float, default=0.025, help="largest offset of the object, each axis")
     parser.add_argument("--max-wander-steps", type=int, default=8, help="unrecorded random steps before an episode")
+    parser.add_argument("--render-every", type=int, default=3, help="steps between two rendered, trainable frames")
     parser.add_argument("--noise-std", type=float, default=0.1, help="noise on each executed translation")
     parser.add_argument("--push-probability", type=float, default=0.03, help="per step, of a push of 3 to 7 steps")
     parser.add_argument("--push-size", type=float, default=0.5)

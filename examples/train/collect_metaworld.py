@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from demo_dataset import Episode, dataset_features, image_hwc_uint8, write_demonstrations
+from demo_dataset import IS_RENDERED, Episode, dataset_features, image_hwc_uint8, write_demonstrations
 from libero_expert import Disturbance
 from numpy.typing import NDArray
 
@@ -34,31 +34,46 @@ class MetaworldRecorder:
         self._args = args
         self._env = MetaworldEnv(args.task, obs_type="pixels_agent_pos")
         self._resize = ImageCropResizeProcessorStep(resize_size=(args.image_size_px, args.image_size_px))
+        self._image: NDArray[np.uint8]
 
     def record(self, index: int, attempt: int) -> Episode:
-        """Records episode `index`. The same index and attempt give the same episode."""
+        """Records episode `index`. The same index and attempt give the same episode.
+
+        The expert solves it once with closed eyes: a step costs 2 ms, a picture 100, and a failure is thrown away.
+        """
+        if not self._solve(index, attempt, is_seen=False).is_success:
+            return Episode([], is_success=False)
+        return self._solve(index, attempt, is_seen=True)
+
+    def _solve(self, index: int, attempt: int, *, is_seen: bool) -> Episode:
         args = self._args
         seed = args.first_seed + index
         rng = np.random.default_rng([args.seed, seed, attempt])
         disturbance = Disturbance(rng, args.noise_std, args.push_probability, args.push_size)
-        self._env.reset(seed=seed)
+        # What MetaworldEnv.reset does, without its picture.
+        self._env._ensure_env()
         inner = self._env._env
-        raw = inner._get_obs()
+        inner.seed(seed)
+        raw, _ = inner.reset(seed=seed)
         frames: list[dict[str, Any]] = []
-        for _ in range(args.max_steps):
+        for step in range(args.max_steps):
             action = np.clip(self._env.expert_policy.get_action(raw), -1.0, 1.0).astype(np.float32)
-            frames.append(self._frame(self._env._format_raw_obs(raw), action))
+            if is_seen:
+                frames.append(self._frame(raw, action, is_rendered=step % args.render_every == 0))
             raw, _, _, _, info = inner.step(disturbance.apply(action))
             if info["success"]:
                 return Episode(frames, True, {"seed": seed})
         return Episode(frames, False, {"seed": seed})
 
-    def _frame(self, observation: dict[str, Any], action: NDArray[np.float32]) -> dict[str, Any]:
-        image = torch.from_numpy(observation["pixels"]).permute(2, 0, 1)[None].float() / 255.0
-        small = self._resize.observation({IMAGE_KEY: image})[IMAGE_KEY]
+    def _frame(self, raw: NDArray[np.float64], action: NDArray[np.float32], *, is_rendered: bool) -> dict[str, Any]:
+        if is_rendered:
+            observation = self._env._format_raw_obs(raw)
+            image = torch.from_numpy(observation["pixels"]).permute(2, 0, 1)[None].float() / 255.0
+            self._image = image_hwc_uint8(self._resize.observation({IMAGE_KEY: image})[IMAGE_KEY])
         return {
-            IMAGE_KEY: image_hwc_uint8(small),
-            "observation.state": observation["agent_pos"].astype(np.float32),
+            IMAGE_KEY: self._image,
+            "observation.state": raw[:4].astype(np.float32),
+            IS_RENDERED: np.array([is_rendered]),
             "action": action,
             "task": self._env.task_description,
         }
@@ -74,6 +89,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--first-seed", type=int, default=0, help="of the environment, for the first episode")
     parser.add_argument("--image-size-px", type=int, default=96)
     parser.add_argument("--max-steps", type=int, default=200)
+    parser.add_argument("--render-every", type=int, default=3, help="steps between two rendered, trainable frames")
     parser.add_argument("--noise-std", type=float, default=0.1)
     parser.add_argument("--push-probability", type=float, default=0.03)
     parser.add_argument("--push-size", type=float, default=0.5)

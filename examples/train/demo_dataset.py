@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lerobot.datasets import LeRobotDataset
 
 LOG_NAME = "demonstrations.jsonl"
+IS_RENDERED = "is_rendered"
 
 
 @dataclass
@@ -24,7 +25,7 @@ class Episode:
     """One demonstration.
 
     Attributes:
-        frames: one mapping per control step: `observation.*` arrays, `action` and `task`.
+        frames: one mapping per control step: `observation.*` arrays, `action`, `is_rendered` and `task`.
         is_success: whether the task was solved.
         details: how the episode came about (init state, seed, offsets), for the log.
     """
@@ -49,11 +50,10 @@ def dataset_features(
         for name, shape in image_shapes.items()
     }
     for name, dim in (("observation.state", state_dim), ("action", action_dim)):
-        features[name] = {
-            "dtype": "float32",
-            "shape": (dim,),
-            "names": [f"{name.split('.')[-1]}_{i}" for i in range(dim)],
-        }
+        names = [f"{name.split('.')[-1]}_{i}" for i in range(dim)]
+        features[name] = {"dtype": "float32", "shape": (dim,), "names": names}
+    # False where the images repeat the last rendered ones, to save time: training starts no chunk at such a frame.
+    features[IS_RENDERED] = {"dtype": "bool", "shape": (1,), "names": None}
     return features
 
 

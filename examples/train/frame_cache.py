@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 from act_init import IMAGENET_MEAN, IMAGENET_STD
+from demo_dataset import IS_RENDERED
 from torch import Tensor
-
-IS_RENDERED = "is_rendered"
 
 
 class FrameCache:

@@ -24,6 +24,7 @@ def make_episode(index: int, attempt: int = 0, n_frames: int = 3, is_success: bo
             "observation.images.image": np.full((8, 6, 3), 10 * index + step, dtype=np.uint8),
             "observation.state": np.full(8, index, dtype=np.float32),
             "action": np.full(7, step, dtype=np.float32),
+            "is_rendered": np.array([True]),
             "task": "pick up the soup",
         }
         for step in range(n_frames)

@@ -21,6 +21,7 @@ def make_episode(index: int, attempt: int) -> Episode:
             "observation.images.image": rng.integers(0, 256, (SIZE_PX, SIZE_PX, 3), dtype=np.uint8),
             "observation.state": rng.normal(size=8).astype(np.float32),
             "action": rng.normal(size=7).astype(np.float32),
+            "is_rendered": np.array([True]),
             "task": "pick up the soup",
         }
         for _ in range(10)

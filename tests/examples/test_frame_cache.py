@@ -19,6 +19,7 @@ def make_episode(index: int, attempt: int) -> Episode:
             "observation.images.image": np.full((8, 6, 3), 10 * index + step, dtype=np.uint8),
             "observation.state": np.full(8, index, dtype=np.float32),
             "action": np.full(7, 10 * index + step, dtype=np.float32),
+            "is_rendered": np.array([step != 1]),
             "task": "pick up the soup",
         }
         for step in range(3 + index)
@@ -57,3 +58,7 @@ def test_every_epoch_shows_every_frame_once_in_its_own_order() -> None:
     assert sorted(seen[:10].tolist()) == sorted(seen[10:].tolist()) == frames.tolist()
     assert seen[:10].tolist() != seen[10:].tolist()
     assert not torch.equal(batch_indices(frames, 4, 0, seed=0), batch_indices(frames, 4, 0, seed=1))
+
+
+def test_no_sample_starts_where_the_image_is_an_old_one(root: Path) -> None:
+    assert FrameCache(root, CHUNK_SIZE).sample_frames.tolist() == [0, 2, 3, 5, 6]
