@@ -179,6 +179,14 @@ class Observation:
         state = self.state
         if type(state) is not np.ndarray or state.shape != features.state_shape or state.dtype is not _FLOAT32:
             _check_array("state", state, features.state_shape, np.float32)
+        self.check_scalars()
+
+    def check_scalars(self) -> None:
+        """The part of `check` that is about scalars.
+
+        Raises:
+            InvalidMessageError: One is out of its range.
+        """
         if not 0 <= self.timestep < 2**63:
             raise InvalidMessageError(f"timestep must be in [0, 2**63), got {self.timestep}")
         if not 0 <= self.episode < 2**63:

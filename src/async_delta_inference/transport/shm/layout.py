@@ -39,10 +39,10 @@ SEGMENT_HEADER = struct.Struct("@8sIIQIIQQQQ")
 """magic, version, header size, segment size, observation slots, action slots, size of an observation slot, size of an
 action slot, offset of the observation slots, offset of the action slots."""
 
-OBSERVATION_RECORD = struct.Struct("@QqqdIIII")
+OBSERVATION_RECORD = struct.Struct("@QQQdIIII")
 """sequence (from 1), timestep, episode, timestamp_s, slot, number of the task, bytes of the task, flags."""
 
-ACTION_RECORD = struct.Struct("@QqdIII")
+ACTION_RECORD = struct.Struct("@QQdIII")
 """sequence (from 1), timestep, timestamp_s, kind, rows, bytes of text."""
 
 MUST_GO_FLAG = 1
@@ -110,7 +110,7 @@ class SegmentLayout:
         features: Schema of an observation.
         chunk_shape: Rows and columns of the largest chunk.
         observation_slots: At least 4: one being read, one unread, one loaned, one being written.
-        action_slots: Chunks that may wait for the client.
+        action_slots: Chunks that may wait for the client; even.
     """
 
     features: ObservationFeatures
@@ -129,9 +129,9 @@ class SegmentLayout:
     segment_bytes: int = field(init=False)
 
     def __post_init__(self) -> None:
-        if not 4 <= self.observation_slots <= 64 or not 1 <= self.action_slots <= 4096:
+        if not 4 <= self.observation_slots <= 64 or not 2 <= self.action_slots <= 4096 or self.action_slots % 2:
             raise InvalidMessageError(
-                f"a segment has 4 to 64 observation slots and 1 to 4096 action slots, "
+                f"a segment has 4 to 64 observation slots and an even number of 2 to 4096 action slots, "
                 f"not {self.observation_slots} and {self.action_slots}"
             )
         end = _align(self.features.state_dim * 4, RECORD_STRIDE)

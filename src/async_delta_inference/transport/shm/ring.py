@@ -6,9 +6,11 @@ system has and that Python can reach; a release makes all that was written befor
 
 Observations, newest wins. ``ready`` counts unread publications and is 0 or 1. To replace an unread observation the
 writer takes the token back itself: whoever gets it owns the slot, and there is no third outcome. ``free`` counts the
-slots that the reader has given back, in the order in which it took them.
+slots that the reader has given back, in the order in which it took them. Every observation that is read gets one reply,
+after its slot was given back, so that a reply is a receipt, too: then the token in ``free`` is collected later.
 
-Actions, in order, none dropped. ``ready`` counts chunks to be read, ``free`` the slots that may be written.
+Actions, in order, none dropped. ``ready`` counts messages to be read. Slots go back by the half ring: a token in
+``free`` stands for half of them.
 
 The classes take semaphores and the functions that store and load a record as arguments; the tests give them a model
 and search all interleavings.
@@ -16,14 +18,13 @@ and search all interleavings.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from posix_ipc import BusyError
 
 from async_delta_inference.errors import ProtocolError
-from async_delta_inference.transport.shm.layout import CHUNK_KIND, FILTERED_KIND, MUST_GO_FLAG
+from async_delta_inference.transport.shm.layout import CHUNK_KIND, ERROR_KIND, FILTERED_KIND, MUST_GO_FLAG
 
 __all__ = ["ActionReader", "ActionWriter", "ObservationReader", "ObservationWriter", "Tokens"]
 
@@ -34,6 +35,9 @@ ActionRecord = tuple[int, int, float, int, int, int]
 """sequence, timestep, timestamp_s, kind, rows, bytes of text."""
 
 RETURN_TIMEOUT_S = 1.0
+
+_MAX_OWED = 64
+"""Tokens left uncollected: gathering many at once is cheaper than one at a time."""
 
 
 class Tokens(Protocol):
@@ -61,13 +65,16 @@ class ObservationWriter:
     """
 
     def __init__(self, ready: Tokens, free: Tokens, store: Callable[..., None], positions: Sequence[int]) -> None:
+        self.answered = 0
+        """How many replies have come; set by the thread that receives them."""
         self._ready = ready
         self._free = free
         self._store = store
         self._positions = positions
         self._slots = len(positions)
         self._mine = list(range(self._slots))
-        self._taken: deque[int] = deque()
+        self._taken: list[int] = []
+        self._owed = 0
         self._unread = -1
         self._unread_flags = 0
         self._sequence = 1
@@ -80,16 +87,17 @@ class ObservationWriter:
         Raises:
             ProtocolError: The reader took observations and does not give their slots back.
         """
-        if self._unread >= 0 and not self._ready.value:
-            # Only the writer adds tokens, so none means that the reader has this one for good.
-            self._move_on()
-        taken = self._taken
-        while taken:
-            try:
-                self._free.acquire(0)
-            except BusyError:
-                break
-            self._mine.append(taken.popleft())
+        slot = self._unread
+        if slot >= 0:
+            if self.answered >= self._sequence and not self._taken and self._owed < _MAX_OWED:
+                self._unread = -1
+                self._sequence += 1
+                self._owed += 1
+                return slot
+            if not self._ready.value:
+                # Only the writer adds tokens, so none means that the reader has this one for good.
+                self._move_on()
+        self._collect()
         if not self._mine:
             self._await_return()
         return self._mine.pop()
@@ -105,14 +113,13 @@ class ObservationWriter:
 
         An observation that must be answered hands this on to the one that replaces it.
         """
-        unread = self._unread
-        if unread >= 0:
+        if self._unread >= 0:
             try:
                 self._ready.acquire(0)
             except BusyError:
                 self._move_on()
             else:
-                self._mine.append(unread)
+                self._mine.append(self._unread)
                 flags |= self._unread_flags & MUST_GO_FLAG
         sequence = self._sequence
         position = self._positions[sequence % self._slots]
@@ -126,13 +133,25 @@ class ObservationWriter:
         self._unread = -1
         self._sequence += 1
 
+    def _collect(self) -> None:
+        """Take the tokens that have come back: those of replies first, for they are the oldest."""
+        try:
+            while self._owed:
+                self._free.acquire(0)
+                self._owed -= 1
+            while self._taken:
+                self._free.acquire(0)
+                self._mine.append(self._taken.pop(0))
+        except BusyError:
+            return
+
     def _await_return(self) -> None:
         # A reader gives a slot back before it takes another, so this token is on its way at the latest.
         try:
             self._free.acquire(RETURN_TIMEOUT_S)
         except BusyError:
             raise ProtocolError("the server takes observations and does not give their slots back") from None
-        self._mine.append(self._taken.popleft())
+        self._mine.append(self._taken.pop(0))
 
 
 class ObservationReader:
@@ -164,13 +183,14 @@ class ObservationReader:
         """
         sequence = self._sequence
         record = self._load(self._positions[sequence % self._slots])
-        if record[0] != sequence:
-            raise ProtocolError(f"observation record {sequence} is numbered {record[0]}")
-        _, timestep, episode, timestamp_s, slot, _, task_bytes, flags = record
-        if slot >= self._slots or task_bytes > self._max_task_bytes or flags > MUST_GO_FLAG:
-            raise ProtocolError(f"observation record {sequence}: slot {slot}, task of {task_bytes} bytes, {flags=}")
-        if timestep < 0 or episode < 0 or timestamp_s - timestamp_s != 0.0:
-            raise ProtocolError(f"observation record {sequence}: {timestep=}, {episode=}, {timestamp_s=}")
+        found, _, _, timestamp_s, slot, _, task_bytes, _ = record
+        if (
+            found != sequence
+            or slot >= self._slots
+            or task_bytes > self._max_task_bytes
+            or timestamp_s - timestamp_s != 0.0
+        ):
+            raise ProtocolError(f"observation record {sequence} is {record}")
         self._sequence = sequence + 1
         return record
 
@@ -180,10 +200,10 @@ class ObservationReader:
 
 
 class ActionWriter:
-    """The server's end. The caller acquires ``free``, fills the slot `claim` names and calls `publish`, in turn.
+    """The server's end: while there is `room`, fill the slot that `claim` names, and `publish`.
 
     Args:
-        ready: Chunks to be read.
+        ready: Messages to be read.
         store: Writes a record, ``store(position, *record)``.
         positions: Where the records are, one per slot.
     """
@@ -194,9 +214,15 @@ class ActionWriter:
         self._positions = positions
         self._slots = len(positions)
         self._sequence = 1
+        self.room = self._slots
+        """Slots that may be written."""
+
+    def add_room(self) -> None:
+        """Count a token of ``free`` that the caller acquired."""
+        self.room += self._slots // 2
 
     def claim(self) -> int:
-        """The slot whose token was just acquired."""
+        """The slot to fill."""
         return self._sequence % self._slots
 
     def publish(self, timestep: int, timestamp_s: float, kind: int, rows: int, text_bytes: int) -> None:
@@ -204,14 +230,15 @@ class ActionWriter:
         sequence = self._sequence
         self._store(self._positions[sequence % self._slots], sequence, timestep, timestamp_s, kind, rows, text_bytes)
         self._sequence = sequence + 1
+        self.room -= 1
         self._ready.release()
 
 
 class ActionReader:
-    """The client's end. The caller acquires ``ready``, calls `take`, copies the slot and calls `give_back`, in turn.
+    """The client's end. The caller acquires ``ready``, calls `take` and copies the slot before it does so again.
 
     Args:
-        free: Slots that may be written.
+        free: Halves of the ring that may be written again.
         load: Reads a record, ``load(position)``.
         positions: Where the records are, one per slot.
         max_rows: Rows of the largest chunk.
@@ -226,33 +253,33 @@ class ActionReader:
         max_rows: int,
         max_text_bytes: int,
     ) -> None:
+        self._free = free
         self._load = load
         self._positions = positions
         self._slots = len(positions)
+        self._half = self._slots // 2
         self._max_rows = max_rows
         self._max_text_bytes = max_text_bytes
         self._sequence = 1
-        self.give_back = free.release
 
-    def pending(self) -> bool:
-        """Whether the next record is there already; exact once nobody writes any more."""
-        return self._load(self._positions[self._sequence % self._slots])[0] == self._sequence
-
-    def take(self) -> tuple[int, ActionRecord]:
-        """The slot and the record of the message whose token was just acquired.
+    def take(self) -> ActionRecord:
+        """The record of the message whose token was just acquired. Its slot is its sequence, modulo the slots.
 
         Raises:
             ProtocolError: There is no such message, or the record points outside.
         """
         sequence = self._sequence
-        slot = sequence % self._slots
-        record = self._load(self._positions[slot])
-        if record[0] != sequence:
-            raise ProtocolError(f"action record {sequence} is numbered {record[0]}")
-        _, timestep, timestamp_s, kind, rows, text_bytes = record
-        if not CHUNK_KIND <= kind <= FILTERED_KIND or rows > self._max_rows or text_bytes > self._max_text_bytes:
-            raise ProtocolError(f"action record {sequence}: {kind=}, {rows=}, text of {text_bytes} bytes")
-        if timestep < 0 or timestamp_s - timestamp_s != 0.0 or (kind == CHUNK_KIND and rows < 1):
-            raise ProtocolError(f"action record {sequence}: {timestep=}, {timestamp_s=}, {rows=}")
+        if sequence % self._half == 1 % self._half and sequence > self._half:
+            self._free.release()  # The half before this message has been copied.
+        record = self._load(self._positions[sequence % self._slots])
+        found, _, timestamp_s, kind, rows, text_bytes = record
+        if (
+            found != sequence
+            or rows > self._max_rows
+            or text_bytes > self._max_text_bytes
+            or timestamp_s - timestamp_s != 0.0
+            or not (rows if kind == CHUNK_KIND else ERROR_KIND <= kind <= FILTERED_KIND)
+        ):
+            raise ProtocolError(f"action record {sequence} is {record}")
         self._sequence = sequence + 1
-        return slot, record
+        return record

@@ -111,9 +111,8 @@ class Segment:
         semaphores: list[posix_ipc.Semaphore] = []
         try:
             buffer = _reserve(names.memory, layout.segment_bytes)
-            initial = (0, 0, 0, layout.action_slots)
-            for name, value in zip(names.semaphores, initial, strict=True):
-                semaphores.append(posix_ipc.Semaphore(name, posix_ipc.O_CREX, mode=0o600, initial_value=value))
+            for name in names.semaphores:
+                semaphores.append(posix_ipc.Semaphore(name, posix_ipc.O_CREX, mode=0o600, initial_value=0))
         except (OSError, posix_ipc.Error) as exc:
             for semaphore in semaphores:
                 semaphore.close()

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from posix_ipc import BusyError, Semaphore, SignalError
+from posix_ipc import BusyError, SignalError
 
 from async_delta_inference.errors import PolicyError, ProtocolError
 from async_delta_inference.transport.messages import Observation, PolicySpec
@@ -31,6 +31,8 @@ _FLOAT32 = np.dtype(np.float32)
 
 _SLICE_S = 1.0
 """Bound of one wait on a semaphore, whatever a peer did to it and whatever the wall clock does."""
+
+_ROOM_SLICE_S = 0.1
 
 REPLY_TIMEOUT_S = 5.0
 """How long a client may leave all its action slots unread before its session ends."""
@@ -75,6 +77,8 @@ class Session:
         self._segment = segment
         self._infer = handler.infer
         self._chunk_shape = (policy.actions_per_chunk, policy.action_dim)
+        self._chunk_rows = policy.actions_per_chunk
+        self._actions = segment.actions
         self._reader = segment.observation_reader()
         self._writer = segment.action_writer()
         self._over = False
@@ -117,32 +121,6 @@ class Session:
                 self._answer()
 
     def _answer(self) -> None:
-        observation = self._take()
-        try:
-            actions = self._infer(observation, self._release)
-            if actions is not None and (actions.shape != self._chunk_shape or actions.dtype is not _FLOAT32):
-                self._check(actions)
-        except ProtocolError:
-            raise
-        except Exception as exc:
-            logger.debug("inference failed for timestep %d", observation.timestep, exc_info=True)
-            self._release()
-            text = str(exc) if isinstance(exc, PolicyError) else f"{type(exc).__name__}: {exc}"
-            self._reply_without_actions(observation, ERROR_KIND, text)
-            return
-        if self._slot_held:
-            self._release()
-        if actions is None:
-            self._reply_without_actions(observation, FILTERED_KIND, "")
-        elif self._await_room():
-            rows = len(actions)
-            target = self._segment.actions[self._writer.claim()]
-            if rows != self._chunk_shape[0]:
-                target = target[:rows]
-            target[...] = actions
-            self._writer.publish(observation.timestep, observation.timestamp_s, CHUNK_KIND, rows, 0)
-
-    def _take(self) -> Observation:
         _, timestep, episode, timestamp_s, slot, task, task_bytes, flags = self._reader.take()
         if task != self._task_number:
             self._read_task(slot, task, task_bytes)
@@ -153,7 +131,32 @@ class Session:
         observation.must_go = flags == MUST_GO_FLAG
         observation.task = self._task
         self._slot_held = True
-        return observation
+        try:
+            actions = self._infer(observation, self._release)
+            if actions is not None and (actions.shape != self._chunk_shape or actions.dtype is not _FLOAT32):
+                self._check(actions)
+        except ProtocolError:
+            raise
+        except Exception as exc:
+            logger.debug("inference failed for timestep %d", timestep, exc_info=True)
+            self._release()
+            text = str(exc) if isinstance(exc, PolicyError) else f"{type(exc).__name__}: {exc}"
+            self._reply_without_actions(observation, ERROR_KIND, text)
+            return
+        if self._slot_held:
+            self._release()
+        if actions is None:
+            self._reply_without_actions(observation, FILTERED_KIND, "")
+            return
+        if not self._writer.room and not self._await_room():
+            return
+        rows = len(actions)
+        target = self._actions[self._writer.claim()]
+        if rows == self._chunk_rows:
+            target[...] = actions
+        else:
+            target[:rows] = actions
+        self._writer.publish(timestep, timestamp_s, CHUNK_KIND, rows, 0)
 
     def _read_task(self, slot: int, number: int, size: int) -> None:
         encoded = self._segment.tasks[slot][:size].tobytes()
@@ -178,7 +181,7 @@ class Session:
             raise PolicyError(f"the policy gave {len(actions)} actions, agreed were 1 to {rows}")
 
     def _reply_without_actions(self, to: Observation, kind: int, text: str) -> None:
-        if not self._await_room():
+        if not self._writer.room and not self._await_room():
             return
         encoded = text.encode("utf-8", "replace")[:MAX_ERROR_BYTES]
         self._segment.texts[self._writer.claim()][: len(encoded)] = encoded
@@ -190,29 +193,19 @@ class Session:
         Raises:
             ProtocolError: The client has stopped reading.
         """
-        free = self._segment.actions_free
-        try:
-            free.acquire(0)
-            return True
-        except (BusyError, SignalError):
-            deadline_s = time.monotonic() + REPLY_TIMEOUT_S
+        deadline_s = time.monotonic() + REPLY_TIMEOUT_S
         while not self._over:
-            if _acquire(free, 0.1):
+            try:
+                self._segment.actions_free.acquire(_ROOM_SLICE_S)
+                self._writer.add_room()
                 return True
-            if time.monotonic() > deadline_s:
-                raise ProtocolError(
-                    f"the client has not read its actions for {REPLY_TIMEOUT_S:g} s: all "
-                    f"{self._segment.layout.action_slots} slots are full"
-                )
+            except (BusyError, SignalError):
+                if time.monotonic() > deadline_s:
+                    raise ProtocolError(
+                        f"the client has not read its actions for {REPLY_TIMEOUT_S:g} s: all "
+                        f"{len(self._actions)} slots are full"
+                    ) from None
         return False
-
-
-def _acquire(semaphore: Semaphore, timeout_s: float) -> bool:
-    try:
-        semaphore.acquire(timeout_s)
-    except (BusyError, SignalError):
-        return False
-    return True
 
 
 def _read_only(observation: Observation) -> Observation:

@@ -10,6 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+import numpy as np
+from numpy import ndarray
+from numpy.typing import NDArray
 from posix_ipc import BusyError, SignalError
 
 from async_delta_inference.errors import (
@@ -20,7 +23,7 @@ from async_delta_inference.errors import (
     TransportClosed,
     TransportTimeout,
 )
-from async_delta_inference.transport.base import Transport, TransportOptions
+from async_delta_inference.transport.base import Transport, TransportOptions, check_finite
 from async_delta_inference.transport.messages import ActionChunk, Observation, PolicySpec
 from async_delta_inference.transport.shm.layout import CHUNK_KIND, ERROR_KIND
 from async_delta_inference.transport.shm.link import Link, open_connection, shake_hands, tidy_after
@@ -32,6 +35,9 @@ _SLICE_S = 1.0
 """Bound of one wait on a semaphore: its timeout follows the wall clock, which may be set back meanwhile."""
 
 _LEAVE_TIMEOUT_S = 1.0
+_COUNT_LIMIT = 2**63
+_UINT8 = np.dtype(np.uint8)
+_FLOAT32 = np.dtype(np.float32)
 
 
 class ShmTransport(Transport):
@@ -46,12 +52,15 @@ class ShmTransport(Transport):
         # Whether a thread is in `_send` or `_receive`. Two locks would cost a tenth of an exchange.
         self._sending = False
         self._receiving = False
-        self._link: Link | None = None
         self._path: Path | None = None
         self._hang_up: Callable[[], None] | None = None
+        self._link: Link  # From here to the end of `_adopt`: there is no session before it.
+        self._linked = False
         self._loan_slot = -1
         self._newest = -1
+        self._waiting = False
         self._waiting_since_s: float | None = None
+        self._tokens_held = 0
         self._left_at_end: int | None = None
 
     # Connecting and closing.
@@ -75,15 +84,20 @@ class ShmTransport(Transport):
         """Take what a message needs out of the link, so that its path has no detours."""
         segment = link.segment
         self._link = link
+        self._linked = True
         self._writer = segment.observation_writer()
         self._reader = segment.action_reader()
         self._actions_ready = segment.actions_ready
         self._actions, self._texts = segment.actions, segment.texts
         self._tasks = segment.tasks
         self._slots = [(o.state, tuple(o.images.items())) for o in segment.observations]
+        # Views of their own, made read-only whenever the loan ends; those of `_slots` stay as they are.
+        self._loans = [_loan_of(o) for o in segment.observations]
         self._task, self._task_number, self._task_bytes = "", 0, 0
         self._slot_task_numbers = [0] * len(self._slots)
         self._chunk_rows = segment.layout.chunk_shape[0]
+        self._state_shape = segment.layout.features.state_shape
+        self._image_shapes = segment.layout.features.image_shapes
         # Frees what a transport that is dropped without close() holds. Not at exit: a daemon thread may be waiting
         # then, and the system frees everything anyway.
         weakref.finalize(self, link.dispose).atexit = False
@@ -92,9 +106,9 @@ class ShmTransport(Transport):
     def _close(self) -> None:
         if self._hang_up is not None:
             self._hang_up()
-        link = self._link
-        if link is None:
+        if not self._linked:
             return
+        link = self._link
         lost = link.end is not None
         link.end_session()
         # Closing a semaphore that a thread is waiting on is undefined. Whoever does not leave in time is this very
@@ -115,8 +129,60 @@ class ShmTransport(Transport):
         self._close_lock = threading.Lock()
         if self._loan is not None:
             self._retire_loan()
-        if self._link is not None:
+        if self._linked:
             self._link.abandon()
+
+    # The two that a control loop calls for every message. What is as it should be passes here in one piece; whatever is
+    # not goes the template's way, which looks again and says what is wrong.
+
+    def send_observation(self, observation: Observation) -> None:
+        """As in `Transport`."""
+        state, images, timestep = observation.state, observation.images, observation.timestep
+        if (
+            self._usable
+            and observation.loan is None
+            and self._last_sent_timestep <= timestep < _COUNT_LIMIT
+            and 0 <= observation.episode < _COUNT_LIMIT
+            and type(state) is ndarray
+            and state.shape == self._state_shape
+            and state.dtype is _FLOAT32
+            and observation.task == self._task
+            and len(images) == len(self._image_shapes)
+        ):
+            for name, shape in self._image_shapes:
+                image = images.get(name)
+                if type(image) is not ndarray or image.shape != shape or image.dtype is not _UINT8:
+                    break
+            else:
+                try:
+                    self._send(observation)
+                except (PeerGoneError, ProtocolError) as exc:
+                    self._remember_failure(exc)
+                    raise
+                self._last_sent_timestep = timestep
+                return
+        super().send_observation(observation)
+
+    def receive_actions(self, timeout_s: float) -> ActionChunk | None:
+        """As in `Transport`."""
+        if timeout_s > 0.0 and self._usable:
+            self._receiving = True
+            try:
+                self._actions_ready.acquire(timeout_s if timeout_s < _SLICE_S else _SLICE_S)
+                if self._link.end is None:
+                    chunk = self._take()
+                    if chunk is not None:
+                        return chunk
+                else:
+                    self._tokens_held += 1
+            except (BusyError, SignalError):
+                timeout_s -= _SLICE_S
+            except ProtocolError as exc:
+                self._remember_failure(exc)
+                raise
+            finally:
+                self._receiving = False
+        return super().receive_actions(timeout_s)
 
     # Observations.
 
@@ -126,23 +192,21 @@ class ShmTransport(Transport):
             raise InvalidMessageError(f"timestamp_s must be finite, got {timestamp_s}")
         self._sending = True
         try:
-            link = self._link
-            if link is None or link.end is not None:
+            if self._link.end is not None:
                 self._raise_end()
             if observation.loan is None:
                 slot = self._writer.claim()
-                state, images = self._slots[slot]
+                state, targets = self._slots[slot]
                 state[...] = observation.state
-                frames = observation.images
-                for name, target in images:
-                    target[...] = frames[name]
+                images = observation.images
+                for name, target in targets:
+                    target[...] = images[name]
             else:
                 slot, self._loan_slot = self._loan_slot, -1
             if observation.task != self._task or self._slot_task_numbers[slot] != self._task_number:
                 self._write_task(slot, observation.task)
             self._newest = timestep = observation.timestep
-            if self._waiting_since_s is None:
-                self._waiting_since_s = time.monotonic()
+            self._waiting = True
             self._writer.publish(
                 slot,
                 timestep,
@@ -167,15 +231,22 @@ class ShmTransport(Transport):
     def _lend(self, policy: PolicySpec) -> Observation:
         self._sending = True
         try:
-            link = self._link
-            if link is None or link.end is not None:
+            if self._link.end is not None:
                 self._raise_end()
             self._loan_slot = slot = self._writer.claim()
         finally:
             self._sending = False
-        state, images = self._slots[slot]
-        # Views of their own, which become read-only when the loan ends; the slot's stay as they are.
-        return Observation({name: image.view() for name, image in images}, state.view())
+        observation, state, images = self._loans[slot]
+        observation.timestep = observation.episode = 0
+        observation.task = ""
+        observation.must_go = True
+        observation.timestamp_s = 0.0
+        observation.state = state
+        observation.images = images.copy()
+        state.setflags(write=True)
+        for image in images.values():
+            image.setflags(write=True)
+        return observation
 
     def _take_back(self, observation: Observation) -> None:
         self._writer.unclaim(self._loan_slot)
@@ -184,42 +255,33 @@ class ShmTransport(Transport):
     # Actions.
 
     def _receive(self, timeout_s: float) -> ActionChunk | None:
+        deadline_s = time.monotonic() + timeout_s
         self._receiving = True
         try:
-            link = self._link
-            assert link is not None
-            if link.end is not None:
-                return self._receive_after_end(0)
-            if timeout_s == 0.0:
-                return self._poll()
-            deadline_s = time.monotonic() + timeout_s
             while True:
-                try:
-                    self._actions_ready.acquire(timeout_s if timeout_s < _SLICE_S else _SLICE_S)
-                except (BusyError, SignalError):
-                    self._nothing_yet()
-                else:
-                    if link.end is not None:
-                        return self._receive_after_end(1)
-                    chunk = self._take()
-                    if chunk is not None:
+                if self._link.end is not None:
+                    return self._receive_after_end()
+                if self._acquire(min(timeout_s, _SLICE_S)):
+                    if self._link.end is not None:
+                        self._tokens_held += 1
+                    elif (chunk := self._take()) is not None:
                         return chunk
+                    continue
+                self._check_patience()
                 timeout_s = deadline_s - time.monotonic()
-                if timeout_s <= 0.0:
+                if timeout_s <= 0.0 and self._link.end is None:
                     return None
         finally:
             self._receiving = False
 
-    def _poll(self) -> ActionChunk | None:
-        while self._actions_ready.value:
-            self._actions_ready.acquire(0)
-            if self._link is None or self._link.end is not None:
-                return self._receive_after_end(1)
-            chunk = self._take()
-            if chunk is not None:
-                return chunk
-        self._nothing_yet()
-        return None
+    def _acquire(self, timeout_s: float) -> bool:
+        if timeout_s <= 0.0 and not self._actions_ready.value:
+            return False  # A poll: looking costs a twentieth of the exception that a vain attempt raises.
+        try:
+            self._actions_ready.acquire(max(0.0, timeout_s))
+        except (BusyError, SignalError):
+            return False
+        return True
 
     def _take(self) -> ActionChunk | None:
         """The message whose token was acquired; None for one without actions.
@@ -228,42 +290,47 @@ class ShmTransport(Transport):
             PolicyError: The policy raised.
             ProtocolError: It is not a message.
         """
-        slot, (_, timestep, timestamp_s, kind, rows, text_bytes) = self._reader.take()
-        if timestep > self._newest:
-            raise ProtocolError(f"the server answers timestep {timestep}; the newest sent is {self._newest}")
+        sequence, timestep, timestamp_s, kind, rows, text_bytes = self._reader.take()
+        self._writer.answered = sequence
+        if timestep != self._newest:
+            if timestep > self._newest:
+                raise ProtocolError(f"the server answers timestep {timestep}; the newest sent is {self._newest}")
+        else:
+            self._waiting = False
+            # Looked at last: the other thread may send one in this very moment.
+            self._waiting = timestep != self._newest
         self._waiting_since_s = None
-        if timestep != self._newest:  # Looked at last: the other thread may send one in this very moment.
-            self._waiting_since_s = time.monotonic()
+        slot = sequence % len(self._actions)
         if kind == CHUNK_KIND:
             actions = self._actions[slot]
             actions = actions.copy() if rows == self._chunk_rows else actions[:rows].copy()
-            self._reader.give_back()
+            check_finite(actions, timestep)
             return ActionChunk(actions, timestep, timestamp_s)
-        text = bytes(self._texts[slot][:text_bytes]).decode("utf-8", "replace")
-        self._reader.give_back()
+        text = self._texts[slot][:text_bytes].tobytes().decode("utf-8", "replace")
         if kind == ERROR_KIND:
             raise PolicyError(text, timestep)
         return None
 
-    def _nothing_yet(self) -> None:
-        """Raise if there should be something by now."""
-        link, since_s = self._link, self._waiting_since_s
-        if link is not None and link.end is not None:
-            return  # The token that comes with it leads the next turn to the right place.
-        if since_s is not None and time.monotonic() - since_s > self.options.inference_timeout_s:
-            self._waiting_since_s = None
+    def _check_patience(self) -> None:
+        """Raise when an answer is overdue. The clock starts at the first look for it that finds nothing."""
+        if not self._waiting:
+            return
+        now_s = time.monotonic()
+        if self._waiting_since_s is None:
+            self._waiting_since_s = now_s
+        elif now_s - self._waiting_since_s > self.options.inference_timeout_s:
+            self._waiting = False
             raise TransportTimeout(
                 f"the policy server at shm://{self.address} has not answered timestep {self._newest} within "
                 f"{self.options.inference_timeout_s:g} s"
             )
 
-    def _receive_after_end(self, tokens_held: int) -> ActionChunk | None:
+    def _receive_after_end(self) -> ActionChunk | None:
         """What the server finished before it went away, then the reason of its going."""
-        assert self._link is not None
         if self._left_at_end is None:
             self._link.await_wake()
             # All tokens are there now, and one of them is the watcher's.
-            self._left_at_end = self._actions_ready.value + tokens_held - 1
+            self._left_at_end = self._actions_ready.value + self._tokens_held - 1
         while self._left_at_end > 0:
             self._left_at_end -= 1
             chunk = self._take()
@@ -272,9 +339,15 @@ class ShmTransport(Transport):
         self._raise_end()
 
     def _raise_end(self) -> NoReturn:
-        if self._link is not None and self._link.end is not None and not self._closed.is_set():
+        if self._link.end is not None and not self._closed.is_set():
             raise self._link.end
         raise TransportClosed("the transport is closed")
+
+
+def _loan_of(slot: Observation) -> tuple[Observation, NDArray[np.float32], dict[str, NDArray[np.uint8]]]:
+    state = slot.state.view()
+    images = {name: image.view() for name, image in slot.images.items()}
+    return Observation({}, state), state, images
 
 
 _open_transports: weakref.WeakSet[ShmTransport] = weakref.WeakSet()
