@@ -12,8 +12,9 @@ from pathlib import Path
 
 import draccus
 import torch
-from async_delta_inference.transport import ObservationFeatures
 from lerobot.envs.configs import EnvConfig
+
+from async_delta_inference.transport import ObservationFeatures
 
 
 def build_random_act(
@@ -66,7 +67,9 @@ def build_random_act(
         push_to_hub=False,
     )
     ACTPolicy(config).save_pretrained(folder)
-    for processor in make_pre_post_processors(config, dataset_stats=_stats(cameras, features, action_dim, action_scale)):
+    for processor in make_pre_post_processors(
+        config, dataset_stats=_stats(cameras, features, action_dim, action_scale)
+    ):
         processor.save_pretrained(folder)
     return folder
 

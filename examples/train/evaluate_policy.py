@@ -76,11 +76,43 @@ class ChunkPolicy:
             return np.concatenate([self._postprocess(chunk[:, i]).numpy() for i in range(chunk.shape[1])])
 
 
-Perturb = Callable[[Observation], Observation]
+@dataclass(frozen=True)
+class Breakage:
+    """Something broken on purpose, to see whether the success rate notices.
+
+    Attributes:
+        observe: applied to what the policy sees.
+        act: applied to the chunk, float32 (n, action_dim).
+    """
+
+    observe: Callable[[Observation], Observation] = lambda observation: observation
+    act: Callable[[NDArray[np.float32]], NDArray[np.float32]] = lambda chunk: chunk
+
+
+def _each_image(observation: Observation, change: Callable[[Tensor], Tensor]) -> Observation:
+    return {
+        name: change(value) if name.startswith("observation.images.") else value for name, value in observation.items()
+    }
+
+
+def _swap_state(observation: Observation) -> Observation:
+    order = [3, 4, 5, 0, 1, 2, 6, 7]  # Rotation before position.
+    return {**observation, "observation.state": observation["observation.state"][:, order]}
+
+
+BREAKAGES = {
+    "none": Breakage(),
+    "images-not-rotated": Breakage(observe=lambda seen: _each_image(seen, lambda image: image.flip(2, 3))),
+    "images-black": Breakage(observe=lambda seen: _each_image(seen, torch.zeros_like)),
+    "state-order-swapped": Breakage(observe=_swap_state),
+    "actions-shifted-by-1": Breakage(act=lambda chunk: np.roll(chunk, 1, axis=0)),
+    "actions-shifted-by-10": Breakage(act=lambda chunk: np.roll(chunk, 10, axis=0)),
+    "halves-out-of-order": Breakage(act=lambda chunk: np.roll(chunk, len(chunk) // 2, axis=0)),
+}
 
 
 def run_libero_episode(
-    env: Any, gate: CameraGate, policy: ChunkPolicy, init_state: int, execute_steps: int, perturb: Perturb
+    env: Any, gate: CameraGate, policy: ChunkPolicy, init_state: int, execute_steps: int, breakage: Breakage
 ) -> EpisodeResult:
     """Runs one episode as lerobot-eval does, asking for a new chunk every `execute_steps` steps."""
     started_s = time.monotonic()
@@ -91,7 +123,8 @@ def run_libero_episode(
     gate.attach()
     is_success, step = False, 0
     while step < LIBERO_MAX_STEPS and not is_success:
-        chunk = policy.predict(perturb(to_policy_observation(observation)))[:execute_steps]
+        seen = breakage.observe(to_policy_observation(observation))
+        chunk = breakage.act(policy.predict(seen)[:execute_steps])
         for i, action in enumerate(chunk[: LIBERO_MAX_STEPS - step]):
             gate.is_open = i == len(chunk) - 1
             observation, _, is_done, _, info = env.step(action)
@@ -100,23 +133,6 @@ def run_libero_episode(
             if is_done:
                 break
     return EpisodeResult(init_state, is_success, step, round(time.monotonic() - started_s, 1))
-
-
-PERTURBATIONS: dict[str, Perturb] = {
-    "none": lambda observation: observation,
-    "unrotated": lambda observation: {
-        name: value.flip(2, 3) if name.startswith("observation.images.") else value
-        for name, value in observation.items()
-    },
-    "state-order": lambda observation: {
-        **observation,
-        "observation.state": observation["observation.state"][:, [3, 4, 5, 0, 1, 2, 6, 7]],
-    },
-    "black-images": lambda observation: {
-        name: torch.zeros_like(value) if name.startswith("observation.images.") else value
-        for name, value in observation.items()
-    },
-}
 
 
 def parse_args() -> argparse.Namespace:
@@ -128,7 +144,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--episodes", type=int, default=10)
     parser.add_argument("--execute-steps", type=int, default=50, help="actions executed of each chunk")
     parser.add_argument("--image-size-px", type=int, default=128)
-    parser.add_argument("--perturbation", choices=sorted(PERTURBATIONS), default="none", help="break it on purpose")
+    parser.add_argument("--breakage", choices=list(BREAKAGES), default="none", help="break something on purpose")
     parser.add_argument("--soft-reset", action="store_true", help="faster; images may differ a little")
     parser.add_argument("--output", type=Path, help="write the result as JSON")
     return parser.parse_args()
@@ -143,8 +159,8 @@ def main() -> None:
     gate = CameraGate(env)
     results = []
     for init_state in range(args.first_init_state, args.first_init_state + args.episodes):
-        perturb = PERTURBATIONS[args.perturbation]
-        results.append(run_libero_episode(env, gate, policy, init_state, args.execute_steps, perturb))
+        breakage = BREAKAGES[args.breakage]
+        results.append(run_libero_episode(env, gate, policy, init_state, args.execute_steps, breakage))
         print(results[-1], flush=True)
     n_successes = sum(result.is_success for result in results)
     low, high = wilson_interval(n_successes, len(results))
