@@ -1,18 +1,67 @@
-"""The one place that touches LeRobot's `PolicyServer`, private methods included."""
+"""The one place that touches LeRobot's `PolicyServer`, private methods included.
+
+Tested with the lerobot versions in `TESTED_VERSIONS`. Others are accepted as long as the internals used here are there
+with the same parameters; where the body of a method that is taken apart here differs from the tested one, the method
+itself is called instead.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import logging
+import os
+import pickle
 import sys
 import threading
+import time
+from collections.abc import Callable
 from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+from queue import Empty
 from types import ModuleType
 from typing import Any
 
-__all__ = ["load_policy_server_module"]
+import numpy as np
+from numpy.typing import NDArray
+
+from async_delta_inference.errors import ConfigError, PolicyError, SetupRefusedError
+from async_delta_inference.transport.messages import Observation, PolicySpec
+
+__all__ = ["TESTED_VERSIONS", "PolicyHost", "load_policy_server_module"]
+
+logger = logging.getLogger(__name__)
+
+TESTED_VERSIONS = ("0.6.1",)
+"""Versions of lerobot that the test suite ran with."""
 
 _MODULE = "lerobot.async_inference.policy_server"
 _import_lock = threading.Lock()
+
+_INTERNALS = {
+    "Ready": ("self", "request", "context"),
+    "SendPolicyInstructions": ("self", "request", "context"),
+    "_enqueue_observation": ("self", "obs"),
+    "_get_action_chunk": ("self", "observation"),
+    "_predict_action_chunk": ("self", "observation_t"),
+}
+"""Methods of PolicyServer that are called here, with their parameters."""
+
+_ATTRIBUTES = (
+    "observation_queue",
+    "last_processed_obs",
+    "_predicted_timesteps",
+    "lerobot_features",
+    "actions_per_chunk",
+    "policy",
+    "preprocessor",
+    "postprocessor",
+)
+"""Attributes of PolicyServer that are read or set here."""
+
+_TOLERANT_TYPES = ("smolvla", "pi0", "pi05", "groot")
+"""Policies that fill in for cameras they do not get."""
 
 
 def load_policy_server_module() -> ModuleType:
@@ -37,5 +86,221 @@ def load_policy_server_module() -> ModuleType:
             helpers.get_logger = original
 
 
+class PolicyHost:
+    """LeRobot's own `PolicyServer`, driven by calls instead of by gRPC. Not for two threads at once.
+
+    Args:
+        fps: Control steps per second, for PolicyServer's configuration.
+        inference_latency: Seconds that an inference lasts at least, as PolicyServer's flag of that name.
+
+    Raises:
+        ConfigError: This lerobot's PolicyServer has other internals than the tested ones.
+    """
+
+    def __init__(self, *, fps: int = 30, inference_latency: float = 0.0) -> None:
+        self._module: Any = load_policy_server_module()
+        _check_internals(self._module.PolicyServer)
+        config = self._module.PolicyServerConfig(fps=fps, inference_latency=inference_latency)
+        self.policy_server: Any = self._module.PolicyServer(config)
+        _check_attributes(self.policy_server)
+        self._inference_latency_s = inference_latency
+        self._key: object = None
+        self._policy: PolicySpec | None = None
+        self._episode: int | None = None
+        self._instructions = b""
+
+    @property
+    def instructions(self) -> bytes:
+        """The pickled set-up that this host last made and gave to PolicyServer: all that is unpickled on this path."""
+        return self._instructions
+
+    def set_up(self, policy: PolicySpec) -> None:
+        """Load the policy, unless it is the one that is loaded, and begin a session.
+
+        Raises:
+            SetupRefusedError: PolicyServer refuses the type, the checkpoint cannot be loaded, or its features are not
+                the observation's; the message says which.
+        """
+        server = self.policy_server
+        server.Ready(None, _Context())
+        key = (
+            policy.policy_type,
+            policy.pretrained_name_or_path,
+            _fingerprint(policy.pretrained_name_or_path),
+            policy.device,
+            policy.features,
+        )
+        if key != self._key:
+            self._key = None
+            self._load(policy)
+            self._key = key
+        _check_features(server.policy.config, policy)
+        server.actions_per_chunk = policy.actions_per_chunk
+        self._policy = policy
+        self._episode = None
+
+    def infer(self, observation: Observation, release: Callable[[], None] | None = None) -> NDArray[np.float32] | None:
+        """Filter and answer one observation, as ``SendObservations`` and ``GetActions`` do.
+
+        Args:
+            observation: Its arrays are not used after ``release`` was called.
+            release: Called as soon as the images have become the policy's tensors.
+
+        Returns:
+            float32 (n, A), finite; None if PolicyServer filters the observation out.
+
+        Raises:
+            PolicyError: The state or the actions are not finite.
+            Exception: Whatever the policy raises.
+        """
+        start_s = time.perf_counter()
+        if not np.isfinite(observation.state).all():
+            raise PolicyError(f"the state of timestep {observation.timestep} is not finite", observation.timestep)
+        if observation.episode != self._episode:
+            self.begin_episode(observation.episode)
+        server = self.policy_server
+        timed = self._wrap(observation)
+        if not server._enqueue_observation(timed):
+            return None
+        timed = server.observation_queue.get_nowait()
+        # Timesteps do not decrease within a session, so the last one stands for all; upstream's set grows for ever.
+        server._predicted_timesteps = {timed.get_timestep()}
+        try:
+            actions = self._predict(timed)
+        finally:
+            if server.last_processed_obs is timed:
+                server.last_processed_obs = self._without_images(timed)
+        if release is not None:
+            release()
+        if not np.isfinite(actions).all():
+            raise PolicyError(
+                f"the policy returned actions that are not finite for timestep {observation.timestep}",
+                observation.timestep,
+            )
+        time.sleep(max(0.0, self._inference_latency_s - (time.perf_counter() - start_s)))
+        return actions
+
+    def begin_episode(self, episode: int) -> None:
+        """Reset the policy and whatever of the last episode would reach into the next."""
+        server = self.policy_server
+        server.policy.reset()
+        for pipeline in (server.preprocessor, server.postprocessor):
+            if hasattr(pipeline, "reset"):
+                pipeline.reset()
+        server.last_processed_obs = None
+        server._predicted_timesteps = set()
+        with contextlib.suppress(Empty):
+            server.observation_queue.get_nowait()
+        self._episode = episode
+
+    def _load(self, policy: PolicySpec) -> None:
+        module = self._module
+        self._instructions = pickle.dumps(
+            module.RemotePolicyConfig(
+                policy.policy_type,
+                policy.pretrained_name_or_path,
+                policy.features.to_lerobot(),
+                policy.actions_per_chunk,
+                policy.device,
+            )
+        )
+        try:
+            self.policy_server.SendPolicyInstructions(
+                module.services_pb2.PolicySetup(data=self._instructions), _Context()
+            )
+        except Exception as exc:
+            logger.info("cannot set up %s", policy.pretrained_name_or_path, exc_info=True)
+            raise SetupRefusedError(
+                f"PolicyServer cannot set up {policy.policy_type!r} from {policy.pretrained_name_or_path}: "
+                f"{type(exc).__name__}: {exc}"
+            ) from exc
+
+    def _wrap(self, observation: Observation) -> Any:
+        assert self._policy is not None
+        names = self._policy.features.state_names
+        raw: dict[str, Any] = dict(zip(names, observation.state.tolist(), strict=True))
+        raw.update(observation.images)
+        raw["task"] = observation.task
+        return self._module.TimedObservation(
+            timestamp=observation.timestamp_s,
+            timestep=observation.timestep,
+            observation=raw,
+            must_go=observation.must_go,
+        )
+
+    def _without_images(self, timed: Any) -> Any:
+        """What the similarity filter looks at; the images would pin their slot."""
+        raw = {name: _NO_IMAGE if isinstance(value, np.ndarray) else value for name, value in timed.observation.items()}
+        return self._module.TimedObservation(
+            timestamp=timed.timestamp, timestep=timed.timestep, observation=raw, must_go=timed.must_go
+        )
+
+    def _predict(self, timed: Any) -> NDArray[np.float32]:
+        rows = self.policy_server._predict_action_chunk(timed)
+        return np.stack([row.get_action().numpy() for row in rows]).astype(np.float32, copy=False)
+
+
+class _Context:
+    """The part of a gRPC context that PolicyServer asks for."""
+
+    def peer(self) -> str:
+        return "shared memory"
+
+
+_NO_IMAGE: NDArray[np.uint8] = np.zeros((1, 1, 3), np.uint8)
+
+
 def _quiet_logger(name: str, log_to_file: bool = True) -> logging.Logger:
     return logging.getLogger(name)
+
+
+def _check_internals(server_class: type) -> None:
+    for name, parameters in _INTERNALS.items():
+        method = getattr(server_class, name, None)
+        found = tuple(inspect.signature(method).parameters) if callable(method) else None
+        if found != parameters:
+            raise _unfit(f"PolicyServer.{name} takes {found}, expected {parameters}")
+
+
+def _check_attributes(server: object) -> None:
+    if missing := [name for name in _ATTRIBUTES if not hasattr(server, name)]:
+        raise _unfit(f"PolicyServer has no {', '.join(missing)}")
+
+
+def _unfit(what: str) -> ConfigError:
+    return ConfigError(
+        f"lerobot {version('lerobot')} has other internals than this version of async-delta-inference knows: {what}. "
+        f"Install lerobot {' or '.join(TESTED_VERSIONS)}, or a newer async-delta-inference"
+    )
+
+
+def _check_features(config: Any, policy: PolicySpec) -> None:
+    """Refuse observations that the policy cannot take.
+
+    Raises:
+        SetupRefusedError: Naming both sides.
+    """
+    prefix = "observation.images."
+    sent = {f"{prefix}{name}" for name in policy.features.images}
+    known = set(config.image_features or {})
+    if sent - known or (known - sent and policy.policy_type not in _TOLERANT_TYPES):
+        raise SetupRefusedError(
+            f"the environment sends the cameras {sorted(sent)}, the policy takes {sorted(known)}: they must be the same"
+        )
+    for what, feature, size in (
+        ("state", getattr(config, "robot_state_feature", None), policy.features.state_dim),
+        ("action", getattr(config, "action_feature", None), policy.action_dim),
+    ):
+        if feature is not None and tuple(feature.shape) != (size,):
+            raise SetupRefusedError(
+                f"the environment's {what} has {size} elements, the policy's has shape {tuple(feature.shape)}"
+            )
+
+
+def _fingerprint(path: str) -> tuple[tuple[str, int, int], ...]:
+    """Tells a checkpoint folder that was written anew from the one that is loaded; empty for a name on the hub."""
+    folder = Path(path)
+    if not folder.is_dir():
+        return ()
+    with os.scandir(folder) as entries:
+        return tuple(sorted((e.name, e.stat().st_mtime_ns, e.stat().st_size) for e in entries))
