@@ -139,7 +139,7 @@ def test_unlike_upstream_every_observation_must_be_answered(run: Run) -> None:
 
 
 def test_must_go_with_an_empty_queue_as_upstream_when_asked_for(run: Run) -> None:
-    run(chunk_size_threshold=0.5, must_go="queue_empty", inference_delay="2")
+    run(chunk_size_threshold=0.5, must_go="queue_empty", clock="realtime")
     assert [observation.must_go for observation in run.transport.sent] == [True] + [False] * (len(asked(run)) - 1)
 
 

@@ -23,3 +23,18 @@ def serve_grpc(policy: ScriptedPolicy, address: str = "127.0.0.1:0") -> tuple[st
         return queue[0].get_timestep() if queue else None
 
     return service.uri, pending, service
+
+
+def serve_policy_server(
+    policy: ScriptedPolicy, address: str = "127.0.0.1:0"
+) -> tuple[str, Callable[[], int | None], object]:
+    """The unmodified server: the scripted policy is not installed, it loads the checkpoint that it is told."""
+    from lerobot.async_inference import policy_server
+    from lerobot.async_inference.configs import PolicyServerConfig
+
+    from async_delta_inference.server_adapter.grpc_service import GrpcService
+
+    server = policy_server.PolicyServer(PolicyServerConfig(inference_latency=0.0))
+    service = GrpcService(server, address)
+    service.start()
+    return service.uri, lambda: None, service

@@ -134,6 +134,10 @@ class SimClientConfig:
         if self.inference_delay_s is not None:
             _require(self.inference_delay_s >= 0, f"--inference_delay_s must not be negative: {self.inference_delay_s}")
         _require(self.one_request_in_flight, "--one_request_in_flight=false has no meaning in the simulated clock")
+        _require(
+            self.must_go == "always",
+            "--must_go=queue_empty needs --clock=realtime: the simulated clock waits for answers that the server drops",
+        )
 
     def _check_address(self) -> None:
         if self.server_address is not None and "://" in self.server_address:

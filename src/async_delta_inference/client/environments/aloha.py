@@ -6,6 +6,7 @@ from typing import Any
 
 from async_delta_inference.client.environments.base import Environment
 from async_delta_inference.client.environments.construction import build_tasks, require_packages
+from async_delta_inference.client.environments.headless import prepare_rendering
 from async_delta_inference.client.environments.lerobot_env import EnvironmentTraits, LeRobotEnvironment
 from async_delta_inference.client.environments.registry import register_environment
 
@@ -22,4 +23,5 @@ TRAITS = EnvironmentTraits(
 def make_aloha(env_config: Any) -> list[Environment]:
     """One task; ``env_config`` is LeRobot's ``AlohaEnv``."""
     require_packages("aloha", "gym_aloha", what="--env.type=aloha")
+    prepare_rendering()
     return [LeRobotEnvironment(task, TRAITS) for task in build_tasks(env_config)]

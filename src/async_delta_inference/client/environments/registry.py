@@ -30,6 +30,7 @@ _BUILTIN = {
     "aloha": f"{_PACKAGE}.aloha",
     "libero": f"{_PACKAGE}.libero",
     "libero_plus": f"{_PACKAGE}.libero",
+    "metaworld": f"{_PACKAGE}.metaworld",
     "pusht": f"{_PACKAGE}.pusht",
 }
 _factories: dict[str, EnvironmentFactory] = {}

@@ -13,6 +13,7 @@ from async_delta_inference.errors import (
     PeerUnreachableError,
     PolicyError,
     ProtocolError,
+    SetupRefusedError,
     TransportClosed,
     TransportError,
     TransportTimeout,
@@ -228,6 +229,10 @@ class GrpcTransport(Transport):
                     f"the policy server at {self.address} did not load the policy within "
                     f"{self.options.setup_timeout_s:g} s"
                 ) from exc
+            if isinstance(error, SetupRefusedError):
+                assert self._policy is not None
+                wanted = f"{self._policy.policy_type} from {self._policy.pretrained_name_or_path}"
+                raise SetupRefusedError(f"{error} (asked for was {wanted})") from exc
             raise error from exc
 
     def _map(self, exc: grpc.RpcError | ValueError, during: str) -> TransportError:

@@ -1,0 +1,125 @@
+"""MetaWorld: fifty tabletop tasks, alone or by difficulty, rendering on demand."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from async_delta_inference.client.environments.base import Environment
+from async_delta_inference.client.environments.construction import build_tasks, require_packages
+from async_delta_inference.client.environments.headless import prepare_rendering
+from async_delta_inference.client.environments.lerobot_env import EnvironmentTraits, LeRobotEnvironment
+from async_delta_inference.client.environments.registry import register_environment
+from async_delta_inference.errors import ConfigError
+
+GRIPPER_OPEN = -1.0
+
+
+class MetaworldEnvironment(LeRobotEnvironment):
+    """One MetaWorld task, run by LeRobot's own ``MetaworldEnv``."""
+
+    renders_on_demand: ClassVar[bool] = True
+
+    _gate: _RenderGate | None = None
+
+    def reset(self, seed: int | None, *, render: bool = True) -> None:  # noqa: D102
+        if self._env is None:
+            self._env = self._rebuild()
+        with self._simulator_errors("reset"):
+            self._gate = _gate_of(self._env.unwrapped)
+        super().reset(seed, render=render)
+
+    def video_frame(self) -> NDArray[np.uint8]:
+        """What the policy was shown where it was shown anything, else rendered now."""
+        if self._frames_current:
+            return np.ascontiguousarray(self._observed()["pixels"])
+        self._want_frames(True, resetting=False)
+        return super().video_frame()
+
+    def _want_frames(self, wanted: bool, *, resetting: bool) -> None:
+        assert self._gate is not None
+        self._gate.wanted, self._gate.saw_success = wanted, False
+
+    def _take(self, raw: Any, render: bool) -> None:
+        assert self._gate is not None
+        super()._take(raw, render or self._gate.saw_success)
+
+
+class _RenderGate:
+    """Stands before the simulator's ``step`` and ``render``; renders once where a frame is wanted.
+
+    LeRobot's ``step`` renders, and where the task is solved it resets at once, which renders again for nobody and loses
+    the scene that a video ends with: so the frame of a solved task is always rendered.
+
+    Args:
+        simulator: MetaWorld's own environment, inside LeRobot's.
+    """
+
+    def __init__(self, simulator: Any) -> None:
+        self.wanted = False
+        self.saw_success = False
+        self._simulator = simulator
+        self._step, self._render = simulator.step, simulator.render
+        self._last = np.zeros((simulator.height, simulator.width, 3), np.uint8)
+        simulator.step, simulator.render = self.step, self.render
+
+    def step(self, action: NDArray[np.float32]) -> Any:
+        result = self._step(action)
+        self.saw_success = bool(result[4].get("success", 0))
+        self.wanted = self.wanted or self.saw_success
+        return result
+
+    def render(self) -> NDArray[np.uint8]:
+        if self.wanted:
+            self.wanted = False
+            # Another environment's context may be current.
+            if (viewer := self._simulator.mujoco_renderer.viewer) is not None:
+                viewer.make_context_current()
+            self._last = self._render()
+        return self._last
+
+
+def _gate_of(env: Any) -> _RenderGate:
+    """The gate of a simulator, which is built where it is not yet.
+
+    Raises:
+        ConfigError: The installed LeRobot is not built as this relies on.
+    """
+    if not hasattr(env, "_ensure_env") or not hasattr(env, "_env"):
+        raise ConfigError("the installed LeRobot's MetaworldEnv builds its simulator in a way unknown here: use 0.6.1")
+    env._ensure_env()
+    gate = getattr(env._env.render, "__self__", None)
+    return gate if isinstance(gate, _RenderGate) else _RenderGate(env._env)
+
+
+def _hold(state: NDArray[np.float32], last_action: NDArray[np.float32] | None) -> NDArray[np.float32]:
+    """No displacement, the gripper as it was last told."""
+    return np.array([0, 0, 0, GRIPPER_OPEN if last_action is None else last_action[-1]], np.float32)
+
+
+TRAITS = EnvironmentTraits(state_names=("hand_x", "hand_y", "hand_z", "gripper_opening"), hold_action=_hold)
+
+
+@register_environment("metaworld")
+def make_metaworld(env_config: Any) -> list[Environment]:
+    """The tasks of one or more names or groups (easy, ...); ``env_config`` is LeRobot's ``MetaworldEnv``."""
+    require_packages("metaworld", "metaworld", what="--env.type=metaworld")
+    prepare_rendering()
+    _check_names(env_config.task)
+    return [MetaworldEnvironment(task, TRAITS) for task in build_tasks(env_config)]
+
+
+def _check_names(tasks: str) -> None:
+    from lerobot.envs.metaworld import DIFFICULTY_TO_TASKS, TASK_DESCRIPTIONS
+
+    for name in filter(None, (part.strip() for part in tasks.split(","))):
+        bare = name.replace("metaworld-", "")
+        if name not in DIFFICULTY_TO_TASKS and bare not in TASK_DESCRIPTIONS:
+            close = get_close_matches(bare, TASK_DESCRIPTIONS, n=3)
+            raise ConfigError(
+                f"MetaWorld has no task {name!r}; groups are {', '.join(DIFFICULTY_TO_TASKS)}; "
+                f"close names are {', '.join(close) or 'none'}"
+            )

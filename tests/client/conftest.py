@@ -1,0 +1,34 @@
+"""A checkpoint and a server for whole evaluations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from grpc_peer import serve_policy_server
+from peer_process import ProcessPeer
+from random_act import build_random_act
+
+from async_delta_inference.client.environments.registry import make_environments
+
+
+@pytest.fixture(scope="session")
+def pusht_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random ACT for PushT, chunks of 20."""
+    from lerobot.envs.configs import PushtEnv
+
+    (environment,) = make_environments(PushtEnv())
+    folder = build_random_act(
+        tmp_path_factory.mktemp("pusht_act"), environment.features, environment.action_dim, chunk_size=20
+    )
+    environment.close()
+    return folder
+
+
+@pytest.fixture
+def policy_server() -> Iterator[ProcessPeer]:
+    """lerobot's PolicyServer, unmodified, in a process of its own."""
+    peer = ProcessPeer(serve_policy_server)
+    yield peer
+    peer.kill()

@@ -1,0 +1,94 @@
+"""Environment and checkpoint are compared before anything is sent."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from async_delta_inference.client.checkpoint import check_checkpoint, local_checkpoint
+from async_delta_inference.errors import ConfigError, FeatureMismatchError
+from async_delta_inference.transport import ObservationFeatures
+
+FEATURES = ObservationFeatures(("x", "y"), {"front": (4, 6, 3), "wrist": (4, 6, 3)})
+
+
+def write_config(folder: Path, **changes: object) -> Path:
+    inputs = {
+        "observation.images.front": {"type": "VISUAL", "shape": [3, 96, 96]},
+        "observation.images.wrist": {"type": "VISUAL", "shape": [3, 96, 96]},
+        "observation.state": {"type": "STATE", "shape": [2]},
+    }
+    config = {
+        "type": "act",
+        "input_features": inputs,
+        "output_features": {"action": {"type": "ACTION", "shape": [7]}},
+    } | changes
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_checkpoint_that_fits_is_accepted(tmp_path: Path) -> None:
+    check_checkpoint(write_config(tmp_path), "act", FEATURES, 7)
+
+
+def test_other_policy_type_names_the_right_one(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="use --policy_type=act"):
+        check_checkpoint(write_config(tmp_path), "smolvla", FEATURES, 7)
+
+
+@pytest.mark.parametrize("cameras", [{"front": (4, 6, 3)}, {"front": (4, 6, 3), "wrist": (4, 6, 3), "top": (4, 6, 3)}])
+def test_cameras_that_differ_are_named_on_both_sides(tmp_path: Path, cameras: dict) -> None:
+    features = ObservationFeatures(("x", "y"), cameras)
+    with pytest.raises(FeatureMismatchError, match=r"environment gives.*images\.front.*takes.*images\.wrist"):
+        check_checkpoint(write_config(tmp_path), "act", features, 7)
+
+
+def test_state_that_differs_is_named(tmp_path: Path) -> None:
+    features = ObservationFeatures(("x", "y", "z"), FEATURES.images)
+    with pytest.raises(FeatureMismatchError, match=r"3 elements \(x, y, z\)"):
+        check_checkpoint(write_config(tmp_path), "act", features, 7)
+
+
+def test_action_that_differs_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FeatureMismatchError, match="actions of 4 elements"):
+        check_checkpoint(write_config(tmp_path), "act", FEATURES, 4)
+
+
+def test_input_that_policy_server_cannot_pass_on_is_named(tmp_path: Path) -> None:
+    inputs = {
+        "observation.environment_state": {"shape": [3]},
+        "observation.images.front": {"shape": [3, 9, 9]},
+        "observation.images.wrist": {"shape": [3, 9, 9]},
+    }
+    with pytest.raises(FeatureMismatchError, match="environment_state"):
+        check_checkpoint(write_config(tmp_path, input_features=inputs), "act", FEATURES, 7)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{"])
+def test_configuration_that_cannot_be_read_is_an_error(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"config\.json"):
+        check_checkpoint(tmp_path, "act", FEATURES, 7)
+
+
+def test_folder_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_config(tmp_path)
+    monkeypatch.chdir(tmp_path.parent)
+    assert local_checkpoint(tmp_path.name) == tmp_path
+
+
+def test_folder_without_configuration_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no config\.json"):
+        local_checkpoint(str(tmp_path))
+
+
+@pytest.mark.parametrize("path", ["/nowhere/at/all", "./nothing", "outputs/train/x/pretrained_model", "word"])
+def test_path_to_nothing_is_refused(path: str) -> None:
+    with pytest.raises(ConfigError, match="no such folder"):
+        local_checkpoint(path)
+
+
+def test_hub_name_is_left_to_the_server() -> None:
+    assert local_checkpoint("lerobot/act_aloha_sim") is None
