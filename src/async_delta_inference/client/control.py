@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from async_delta_inference import stages
 from async_delta_inference.client.action_queue import ActionQueue
 from async_delta_inference.client.chunk_source import ChunkSource
 from async_delta_inference.client.clock import Clock
@@ -158,6 +159,9 @@ class ControlLoop:
             observation.must_go = self._config.must_go == "always" or not len(self._queue)
             observation.episode = self._session_episode
             observation.timestamp_s = time.time()
+            if (recorder := stages.recorder) is not None:
+                recorder.mark_at(stages.BEGIN, observation.timestep, captured_ns)
+                recorder.mark(stages.CAPTURE, observation.timestep)
             self._transport.send_observation(observation)
         except BaseException:
             if not self._transport.closed and observation.loan is not None:
@@ -233,6 +237,9 @@ class ControlLoop:
         request = self._request
         queued = len(self._queue)
         merged = self._queue.merge(chunk)
+        if (recorder := stages.recorder) is not None:
+            recorder.mark_at(stages.REPLY, chunk.timestep, chunk.arrived_ns)
+            recorder.mark(stages.MERGE, chunk.timestep)
         captured_ns = self._captured_ns.get(chunk.timestep, chunk.arrived_ns)
         self._captured_ns = {t: ns for t, ns in self._captured_ns.items() if t > chunk.timestep}
         self._result.chunks.append(

@@ -8,6 +8,7 @@ from collections import deque
 
 import grpc
 
+from async_delta_inference import stages
 from async_delta_inference.errors import (
     PeerGoneError,
     PeerUnreachableError,
@@ -60,6 +61,8 @@ class GrpcTransport(Transport):
     def _send(self, observation: Observation) -> None:
         assert self._policy is not None
         data = encode_observation(observation, self._policy.features)
+        if stages.recorder is not None:
+            stages.recorder.mark(stages.ENCODE, observation.timestep)
         with self._condition:
             if self._over is not None:
                 raise self._over

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from posix_ipc import BusyError, SignalError
 
+from async_delta_inference import stages
 from async_delta_inference.errors import PolicyError, ProtocolError
 from async_delta_inference.transport.messages import Observation, PolicySpec
 from async_delta_inference.transport.shm.layout import (
@@ -122,6 +123,8 @@ class Session:
 
     def _answer(self) -> None:
         _, timestep, episode, timestamp_s, slot, task, task_bytes, flags = self._reader.take()
+        if stages.recorder is not None:
+            stages.recorder.mark(stages.TRANSFER, timestep)
         if task != self._task_number:
             self._read_task(slot, task, task_bytes)
         observation = self._observations[slot]

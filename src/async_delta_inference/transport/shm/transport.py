@@ -15,6 +15,7 @@ from numpy import ndarray
 from numpy.typing import NDArray
 from posix_ipc import BusyError, SignalError
 
+from async_delta_inference import stages
 from async_delta_inference.errors import (
     InvalidMessageError,
     PeerGoneError,
@@ -207,6 +208,8 @@ class ShmTransport(Transport):
                 self._write_task(slot, observation.task)
             self._newest = timestep = observation.timestep
             self._waiting = True
+            if stages.recorder is not None:
+                stages.recorder.mark(stages.ENCODE, timestep)
             self._writer.publish(
                 slot,
                 timestep,
