@@ -47,7 +47,7 @@ class Connection:
             raise ProtocolError(f"a handshake of {len(packet)} bytes is more than the limit of {MAX_PACKET_BYTES}")
         try:
             self._socket.send(packet, socket.MSG_NOSIGNAL)
-        except (ConnectionError, BlockingIOError, OSError):
+        except OSError:
             self.shut_down()
 
     def receive(self, timeout_s: float | None) -> dict[str, Any]:
@@ -64,8 +64,8 @@ class Connection:
         if not self._wait(timeout_s):
             raise TransportTimeout(f"the peer sent nothing for {timeout_s:g} s")
         try:
-            packet, _, flags, _ = self._socket.recvmsg(MAX_PACKET_BYTES)
-        except (ConnectionError, OSError) as exc:
+            packet, flags = self._read()
+        except OSError as exc:
             raise PeerGoneError(f"the connection broke: {exc}") from exc
         if not packet:
             raise PeerGoneError("the peer closed the connection or died")
@@ -98,6 +98,14 @@ class Connection:
     def close(self) -> None:
         """Give the descriptor back without a word to the peer; after `shut_down`, or in a forked child."""
         self._socket.close()
+
+    def _read(self) -> tuple[bytes, int]:
+        try:
+            packet, _, flags, _ = self._socket.recvmsg(MAX_PACKET_BYTES)
+        except ConnectionResetError:
+            # The peer closed with something of ours unread. The system says so once, before what the peer said last.
+            packet, _, flags, _ = self._socket.recvmsg(MAX_PACKET_BYTES)
+        return packet, flags
 
     def _wait(self, timeout_s: float | None) -> bool:
         poll = select.poll()

@@ -172,6 +172,9 @@ class ShmEndpoint:
             connection.send((handshake.bye if client is not None else handshake.refused)(f"not understood: {exc}"))
         except PeerGoneError as exc:
             logger.debug("a client left: %s", exc)
+        except Exception as exc:
+            logger.exception("a connection failed")
+            connection.send(handshake.refused(f"the server failed: {type(exc).__name__}: {exc}"))
         finally:
             connection.shut_down()
             with self._lock:

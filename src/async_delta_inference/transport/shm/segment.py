@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import mmap
 import os
 from collections.abc import Iterator
@@ -26,6 +27,8 @@ from async_delta_inference.transport.shm.layout import (
 from async_delta_inference.transport.shm.ring import ActionReader, ActionWriter, ObservationReader, ObservationWriter
 
 __all__ = ["Segment", "SegmentNames", "sweep"]
+
+logger = logging.getLogger(__name__)
 
 SHM_FOLDER = Path("/dev/shm")
 _PAGE_BYTES = 4096
@@ -63,8 +66,9 @@ class SegmentNames:
         ]:
             try:
                 remove(name)
-            except posix_ipc.ExistentialError:
-                continue  # Never made, or the other side was faster.
+            except (posix_ipc.Error, OSError) as exc:
+                # Never made, the other side was faster, or nothing can be made or removed here at all.
+                logger.debug("%s was not removed: %s", name, exc)
 
 
 def sweep(server: str) -> list[str]:

@@ -1,0 +1,205 @@
+"""One side of a shared-memory session as a process without lerobot, which can stop at a point of the protocol.
+
+    python shm_actor.py serve NAME [POINT]
+    python shm_actor.py client NAME [POINT]
+
+Says ``ready`` when it is, and ``reached`` when it has come to POINT, where it stays until it is killed. A server ends
+when its standard input does.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from async_delta_inference.transport import Observation, ObservationFeatures, PolicySpec, open_transport
+from async_delta_inference.transport.shm import link as link_module
+from async_delta_inference.transport.shm import rendezvous
+from async_delta_inference.transport.shm.connection import Connection
+from async_delta_inference.transport.shm.endpoint import ShmEndpoint
+from async_delta_inference.transport.shm.ring import ActionReader, ActionWriter, ObservationWriter
+from async_delta_inference.transport.shm.segment import Segment, SegmentNames
+
+ROWS, COLUMNS = 10, 4
+FEATURES = ObservationFeatures(("x", "y"), {"front": (24, 32, 3), "wrist": (7, 5, 3)})
+
+
+def policy_spec(features: ObservationFeatures = FEATURES, kind: str = "checksum") -> PolicySpec:
+    return PolicySpec(kind, "nowhere", ROWS, features, COLUMNS)
+
+
+def make_observation(timestep: int, features: ObservationFeatures = FEATURES, task: str = "") -> Observation:
+    """Random pixels that follow from the timestep."""
+    rng = np.random.default_rng(timestep)
+    observation = Observation.empty(features)
+    fill(observation, rng)
+    observation.timestep, observation.task, observation.timestamp_s = timestep, task, timestep / 8
+    return observation
+
+
+def fill(observation: Observation, rng: np.random.Generator) -> None:
+    for image in observation.images.values():
+        image[...] = rng.integers(0, 256, image.shape, np.uint8)
+    observation.state[...] = rng.random(observation.state.shape)
+
+
+def checksum(observation: Observation) -> int:
+    """Of everything that the sender wrote, in 24 bits: exact in float32."""
+    value = zlib.crc32(observation.task.encode())
+    for array in (observation.state, *observation.images.values()):
+        value = zlib.crc32(np.ascontiguousarray(array), value)
+    return value & 0xFFFFFF
+
+
+def expected_actions(observation: Observation) -> NDArray[np.float32]:
+    rows = observation.timestep % ROWS + 1
+    actions = np.zeros((rows, COLUMNS), np.float32)
+    actions[:, 0] = checksum(observation)
+    actions[:, 1] = np.arange(rows)
+    return actions
+
+
+class ChecksumHandler:
+    """Answers what was received; raises for the task ``raise ...``, and takes as long as ``sleep N`` says."""
+
+    def __init__(self) -> None:
+        self.set_ups = 0
+
+    def set_up(self, policy: PolicySpec) -> None:
+        self.set_ups += 1
+
+    def infer(self, observation: Observation, release: Callable[[], None]) -> NDArray[np.float32] | None:
+        verb, _, rest = observation.task.partition(" ")
+        if verb == "raise":
+            raise RuntimeError(rest)
+        if verb == "sleep":
+            time.sleep(float(rest))
+        if verb == "filter":
+            return None
+        return expected_actions(observation)
+
+
+def reached(*_: Any, **__: Any) -> Any:
+    print("reached", flush=True)
+    time.sleep(3600)
+
+
+def stop_before(owner: Any, name: str) -> Callable[[], None]:
+    return lambda: setattr(owner, name, reached)
+
+
+def stop_after(owner: Any, name: str) -> Callable[[], None]:
+    def patch() -> None:
+        original = getattr(owner, name)
+
+        def call(*arguments: Any, **keywords: Any) -> Any:
+            original(*arguments, **keywords)
+            reached()
+
+        setattr(owner, name, staticmethod(call) if isinstance(owner, type) and name in ("create", "attach") else call)
+
+    return patch
+
+
+def stop_at_receive(count: int) -> Callable[[], None]:
+    """Before the ``count``-th message of the handshake is received."""
+
+    def patch() -> None:
+        original, calls = Connection.receive, [0]
+
+        def receive(self: Connection, timeout_s: float | None) -> Any:
+            calls[0] += 1
+            return reached() if calls[0] == count else original(self, timeout_s)
+
+        Connection.receive = receive  # type: ignore[method-assign]
+
+    return patch
+
+
+def stop_in_store(owner: Any) -> Callable[[], None]:
+    """Half of a record is written."""
+
+    def patch() -> None:
+        original = owner.publish
+
+        def publish(self: Any, *arguments: Any) -> None:
+            store = self._store
+
+            def half(position: int, sequence: int, *_: Any) -> None:
+                store.args[0][position : position + 8] = sequence.to_bytes(8, "little")
+                reached()
+
+            self._store = half
+            original(self, *arguments)
+
+        owner.publish = publish
+
+    return patch
+
+
+SERVER_POINTS: dict[str, Callable[[], None]] = {
+    "bound": stop_before(rendezvous.socket.socket, "listen"),
+    "accepted": stop_at_receive(1),
+    "segment made": stop_after(Segment, "create"),
+    "offered": stop_at_receive(2),
+    "attached": stop_before(SegmentNames, "unlink"),
+    "loading": stop_before(ChecksumHandler, "set_up"),
+    "holding a slot": stop_before(ChecksumHandler, "infer"),
+    "answered in part": stop_in_store(ActionWriter),
+    "answered": stop_after(ActionWriter, "publish"),
+}
+
+CLIENT_POINTS: dict[str, Callable[[], None]] = {
+    "connected": stop_before(Connection, "send"),
+    "said hello": stop_at_receive(1),
+    "attached": stop_after(Segment, "attach"),
+    "loading": stop_at_receive(2),
+    "before the first message": stop_after(link_module.Link, "__init__"),
+    "writing a slot": stop_after(ObservationWriter, "claim"),
+    "published in part": stop_in_store(ObservationWriter),
+    "published": stop_after(ObservationWriter, "publish"),
+    "reading a chunk": stop_after(ActionReader, "take"),
+    "holding a loan": lambda: None,
+}
+
+
+def serve(name: str) -> None:
+    endpoint = ShmEndpoint(name, ChecksumHandler())
+    endpoint.start()
+    print("ready", flush=True)
+    sys.stdin.read()
+    endpoint.stop()
+
+
+def be_client(name: str, point: str) -> None:
+    with open_transport(f"shm://{name}") as transport:
+        transport.connect(policy_spec())
+        print("ready", flush=True)
+        if point == "holding a loan":
+            loan = transport.loan_observation()
+            loan.state[0] = 1
+            reached()
+        for timestep in range(3):
+            transport.send_observation(make_observation(timestep))
+            transport.receive_actions(30.0)
+        sys.stdin.read()
+
+
+def main() -> None:
+    role, name, *point = sys.argv[1:]
+    if point:
+        (SERVER_POINTS if role == "serve" else CLIENT_POINTS)[point[0]]()
+    if role == "serve":
+        serve(name)
+    else:
+        be_client(name, *point or [""])
+
+
+if __name__ == "__main__":
+    main()
