@@ -40,7 +40,7 @@ def test_pusht_ends_when_solved() -> None:
     assert result.reward == 1.0
 
 
-@pytest.mark.parametrize("length", [4, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("length", [pytest.param(60, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
 def test_aloha_episodes_are_lerobots(length: int) -> None:
     config, actions = AlohaEnv(episode_length=length), random_actions(-0.5, 0.5, 14)
     ours = run_ours(one(config), actions, episodes=2, every=2)

@@ -49,8 +49,8 @@ def basket() -> Iterator[Environment]:
     ("suite", "task_id", "length", "episodes", "fps"),
     [
         # Goal has drawers, whose samplers draw more numbers with every reset; object has none.
-        ("libero_goal", 0, 5, 2, 20),
-        ("libero_object", 0, 5, 2, 20),
+        pytest.param("libero_goal", 0, 5, 2, 20, marks=LONG),
+        pytest.param("libero_object", 0, 5, 2, 20, marks=LONG),
         pytest.param("libero_spatial", 4, 100, 3, 20, marks=LONG),
         pytest.param("libero_goal", 3, 100, 3, 20, marks=LONG),
         pytest.param("libero_10", 2, 100, 3, 20, marks=LONG),
