@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -27,6 +28,8 @@ def run_command(command: Callable[[], int]) -> int:
         The command's code; 2 for a user's mistake, 1 for any other error of ours, 130 when interrupted.
     """
     signal.signal(signal.SIGTERM, _interrupt)
+    # pygame's, on every start: nothing that a user of ours could mend.
+    warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
     try:
         return command()
     except ConfigError as exc:

@@ -54,16 +54,29 @@ def test_simulated_clock_measures_its_delay_by_default() -> None:
     ("transport", "address", "uri"),
     [
         ("grpc", None, None),
+        (None, None, None),
+        (None, "127.0.0.1:8080", "grpc://127.0.0.1:8080"),
+        (None, "shm://name", "shm://name"),
         ("grpc", "127.0.0.1:8080", "grpc://127.0.0.1:8080"),
         ("shm", "name", "shm://name"),
-        ("grpc", "shm://name", "shm://name"),
+        ("grpc", "grpc://host:1", "grpc://host:1"),
     ],
 )
-def test_address_and_transport_make_the_uri(transport: str, address: str | None, uri: str | None) -> None:
+def test_address_and_transport_make_the_uri(transport: str | None, address: str | None, uri: str | None) -> None:
     config = SimClientConfig(**GOOD, transport=transport, server_address=address)
     assert config.uri == uri
+    assert config.transport is not None
     if uri is not None:
         assert uri.startswith(config.transport)
+
+
+def test_server_of_its_own_is_reached_through_shared_memory() -> None:
+    assert SimClientConfig(**GOOD).transport == "shm"
+
+
+def test_transport_that_cannot_reach_the_address_is_refused() -> None:
+    with pytest.raises(ConfigError, match="cannot reach"):
+        SimClientConfig(**GOOD, transport="grpc", server_address="shm://name")
 
 
 COMMAND = ["--env.type=pusht", "--policy_type=act", "--pretrained_name_or_path=./nothing", "--actions_per_chunk=5"]

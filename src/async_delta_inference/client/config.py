@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,8 +41,9 @@ class SimClientConfig:
     output_dir: Path | None = None
     """Default: outputs/eval/<date>/<time>_<env>_<policy>."""
 
-    transport: str = "grpc"
-    """Scheme of the transport: grpc or shm."""
+    transport: str | None = None
+    """Scheme of the transport, grpc or shm; none: that of --server_address, which is grpc where it names no scheme,
+    and shm for a server of its own."""
     server_address: str | None = None
     """Where a policy server listens, such as 127.0.0.1:8080 or shm://name; none: a server of its own is started."""
 
@@ -141,7 +143,14 @@ class SimClientConfig:
 
     def _check_address(self) -> None:
         if self.server_address is not None and "://" in self.server_address:
-            self.transport = split_uri(self.server_address)[0]
+            scheme = split_uri(self.server_address)[0]
+            _require(
+                self.transport in (None, scheme), f"--transport={self.transport} cannot reach {self.server_address}"
+            )
+            self.transport = scheme
+        elif self.transport is None:
+            # Shared memory needs Linux; to another host there is only gRPC.
+            self.transport = "shm" if self.server_address is None and sys.platform == "linux" else "grpc"
         _require(
             self.transport in known_schemes(),
             f"unknown --transport={self.transport}; known are: {', '.join(known_schemes())}",

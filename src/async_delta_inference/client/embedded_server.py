@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -96,8 +97,10 @@ class EmbeddedServer:
         if self._process.stdin is not None and not self._process.stdin.closed:
             self._process.stdin.close()
             os.close(self._announcement)
-        for end in (lambda: None, self._process.terminate, self._process.kill):
-            end()
+        # The end of its standard input is enough, unless it hangs.
+        for sign in (None, signal.SIGTERM, signal.SIGKILL):
+            if sign is not None:
+                self._process.send_signal(sign)
             try:
                 self._process.wait(_EXIT_TIMEOUT_S)
                 return

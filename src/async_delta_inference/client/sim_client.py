@@ -97,6 +97,7 @@ class SimClient:
         if config.uri is None:
             # First, since it loads for as long as the environments do.
             fps = config.fps or getattr(config.env, "fps", None) or 30
+            assert config.transport is not None  # resolved by the configuration
             self._server = EmbeddedServer(config.transport, float(fps), self.output_dir / "server.log")
         try:
             if self._environments is None:

@@ -43,7 +43,7 @@ class GrpcService:
             # Without this a second server on the port is no error, and clients reach one of the two by chance.
             options=[("grpc.so_reuseport", 0)],
         )
-        services_pb2_grpc.add_AsyncInferenceServicer_to_server(self._policy_server, server)  # type: ignore[no-untyped-call]
+        services_pb2_grpc.add_AsyncInferenceServicer_to_server(self._policy_server, server)
         try:
             port = server.add_insecure_port(self._address)
         except RuntimeError as exc:

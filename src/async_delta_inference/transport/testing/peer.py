@@ -86,7 +86,8 @@ def scripted_actions(timestep: int, pixel: int, rows: int = 5, width: int = 3) -
         width: Length of an action.
     """
     row, column = np.mgrid[0:rows, 0:width]
-    return (timestep + row + column / 8 + pixel * 0.5).astype(np.float32)
+    actions: NDArray[np.float32] = (timestep + row + column / 8 + pixel * 0.5).astype(np.float32)
+    return actions
 
 
 def expect_answer(chunk: ActionChunk | None, timestep: int) -> None:
