@@ -9,6 +9,8 @@ when its standard input does.
 
 from __future__ import annotations
 
+import os
+import select
 import sys
 import time
 import zlib
@@ -166,6 +168,7 @@ CLIENT_POINTS: dict[str, Callable[[], None]] = {
     "published": stop_after(ObservationWriter, "publish"),
     "reading a chunk": stop_after(ActionReader, "take"),
     "holding a loan": lambda: None,
+    "forked": lambda: None,
 }
 
 
@@ -185,10 +188,32 @@ def be_client(name: str, point: str) -> None:
             loan = transport.loan_observation()
             loan.state[0] = 1
             reached()
+        if point == "forked":
+            if os.fork() == 0:
+                time.sleep(5)
+                os._exit(0)
+            reached()
         for timestep in range(3):
             transport.send_observation(make_observation(timestep))
             transport.receive_actions(30.0)
         sys.stdin.read()
+
+
+def chatter(name: str) -> None:
+    """Exchanges until standard input ends, and checks every answer."""
+    with open_transport(f"shm://{name}") as transport:
+        transport.connect(policy_spec())
+        print("ready", flush=True)
+        timestep = 0
+        while not select.select([sys.stdin], [], [], 0)[0]:
+            observation = make_observation(timestep)
+            transport.send_observation(observation)
+            chunk = transport.receive_actions(30.0)
+            assert chunk is not None
+            assert chunk.actions.tobytes() == expected_actions(observation).tobytes()
+            timestep += 1
+            if timestep % 100 == 0:
+                print(f"at {timestep}", flush=True)
 
 
 def main() -> None:
@@ -197,6 +222,8 @@ def main() -> None:
         (SERVER_POINTS if role == "serve" else CLIENT_POINTS)[point[0]]()
     if role == "serve":
         serve(name)
+    elif role == "chatter":
+        chatter(name)
     else:
         be_client(name, *point or [""])
 

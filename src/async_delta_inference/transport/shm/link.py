@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from secrets import token_hex
+
+import posix_ipc
 
 from async_delta_inference.errors import (
     ConfigError,
@@ -45,6 +48,10 @@ class Link:
         self._watcher = threading.Thread(target=self._watch, name="shm-transport-watch", daemon=True)
         self._watcher.start()
 
+    def has_ended(self) -> bool:
+        """Whether `end` is set."""
+        return self.end is not None
+
     def await_wake(self) -> None:
         """After `end` is set: return once the watcher has released its token."""
         self._watcher.join()
@@ -73,7 +80,9 @@ class Link:
             self.end = exc
         except PeerGoneError as exc:
             self.end = PeerGoneError(f"{self._server} went away: {exc}")
-        self.segment.actions_ready.release()
+        # A semaphore that the peer has broken cannot wake anybody: the bound of the wait does.
+        with suppress(OSError, posix_ipc.Error):
+            self.segment.actions_ready.release()
 
 
 def open_connection(path: Path, options: TransportOptions) -> Connection:

@@ -136,7 +136,8 @@ def connect(path: Path, timeout_s: float) -> socket.socket:
             sock.close()
             raise
         sock.close()
-        later = isinstance(failure, (FileNotFoundError, ConnectionRefusedError)) and not _foreign(path)
+        # Not there yet, not listening yet, or so busy that its backlog is full.
+        later = isinstance(failure, (FileNotFoundError, ConnectionRefusedError, BlockingIOError)) and not _foreign(path)
         if not later or time.monotonic() >= deadline_s:
             raise PeerUnreachableError(
                 f"no server answers at shm://{path.stem} ({path}: {failure.strerror or failure}): is it running? "

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
+import posix_ipc
 from numpy.typing import NDArray
 from posix_ipc import BusyError, SignalError
 
@@ -96,7 +98,9 @@ class Session:
     def end(self) -> None:
         """Make `serve` return soon, from any thread."""
         self._over = True
-        self._segment.observations_ready.release()
+        # A semaphore that the client has broken cannot wake anybody: the bound of the wait does.
+        with suppress(OSError, posix_ipc.Error):
+            self._segment.observations_ready.release()
 
     def close(self) -> None:
         """Release the semaphores, once `serve` has returned and nobody calls `end` any more."""

@@ -14,6 +14,7 @@ import numpy as np
 from numpy import ndarray
 from numpy.typing import NDArray
 from posix_ipc import BusyError, SignalError
+from posix_ipc import Error as SemaphoreError
 
 from async_delta_inference import stages
 from async_delta_inference.errors import (
@@ -22,6 +23,7 @@ from async_delta_inference.errors import (
     PolicyError,
     ProtocolError,
     TransportClosed,
+    TransportError,
     TransportTimeout,
 )
 from async_delta_inference.transport.base import Transport, TransportOptions, check_finite
@@ -62,6 +64,7 @@ class ShmTransport(Transport):
         self._waiting = False
         self._waiting_since_s: float | None = None
         self._tokens_held = 0
+        self._slice_s = min(_SLICE_S, self.options.inference_timeout_s)
         self._left_at_end: int | None = None
 
     # Connecting and closing.
@@ -169,18 +172,28 @@ class ShmTransport(Transport):
         if timeout_s > 0.0 and self._usable:
             self._receiving = True
             try:
-                self._actions_ready.acquire(timeout_s if timeout_s < _SLICE_S else _SLICE_S)
+                self._actions_ready.acquire(timeout_s if timeout_s < self._slice_s else self._slice_s)
                 if self._link.end is None:
                     chunk = self._take()
                     if chunk is not None:
                         return chunk
                 else:
                     self._tokens_held += 1
-            except (BusyError, SignalError):
-                timeout_s -= _SLICE_S
+            except BusyError:
+                waited_s = min(timeout_s, self._slice_s)
+                timeout_s -= waited_s
+                self._note_wait(waited_s)
+            except SignalError:
+                # A handler ran. How long this had waited is not known: wait anew below, with a deadline.
+                return super().receive_actions(timeout_s)
             except ProtocolError as exc:
                 self._remember_failure(exc)
                 raise
+            except PolicyError:
+                raise
+            except (OSError, SemaphoreError) as exc:
+                self._remember_failure(broken := _broken(exc))
+                raise broken from exc
             finally:
                 self._receiving = False
         return super().receive_actions(timeout_s)
@@ -197,11 +210,15 @@ class ShmTransport(Transport):
                 self._raise_end()
             if observation.loan is None:
                 slot = self._writer.claim()
-                state, targets = self._slots[slot]
-                state[...] = observation.state
-                images = observation.images
-                for name, target in targets:
-                    target[...] = images[name]
+                try:
+                    state, targets = self._slots[slot]
+                    state[...] = observation.state
+                    images = observation.images
+                    for name, target in targets:
+                        target[...] = images[name]
+                except BaseException:  # An interrupt, as a rule.
+                    self._writer.unclaim(slot)
+                    raise
             else:
                 slot, self._loan_slot = self._loan_slot, -1
             if observation.task != self._task or self._slot_task_numbers[slot] != self._task_number:
@@ -219,6 +236,10 @@ class ShmTransport(Transport):
                 self._task_bytes,
                 1 if observation.must_go else 0,
             )
+        except TransportError:
+            raise
+        except (OSError, SemaphoreError) as exc:
+            raise _broken(exc) from exc
         finally:
             self._sending = False
 
@@ -237,6 +258,10 @@ class ShmTransport(Transport):
             if self._link.end is not None:
                 self._raise_end()
             self._loan_slot = slot = self._writer.claim()
+        except TransportError:
+            raise
+        except (OSError, SemaphoreError) as exc:
+            raise _broken(exc) from exc
         finally:
             self._sending = False
         observation, state, images = self._loans[slot]
@@ -258,22 +283,29 @@ class ShmTransport(Transport):
     # Actions.
 
     def _receive(self, timeout_s: float) -> ActionChunk | None:
-        deadline_s = time.monotonic() + timeout_s
+        started_s = time.monotonic()
+        deadline_s = started_s + timeout_s
         self._receiving = True
         try:
             while True:
                 if self._link.end is not None:
                     return self._receive_after_end()
-                if self._acquire(min(timeout_s, _SLICE_S)):
-                    if self._link.end is not None:
+                if self._acquire(min(timeout_s, self._slice_s)):
+                    if self._link.has_ended():
                         self._tokens_held += 1
                     elif (chunk := self._take()) is not None:
                         return chunk
                     continue
-                self._check_patience()
-                timeout_s = deadline_s - time.monotonic()
-                if timeout_s <= 0.0 and self._link.end is None:
+                now_s = time.monotonic()
+                self._note_wait(now_s - started_s)
+                self._check_patience(now_s)
+                timeout_s = deadline_s - now_s
+                if timeout_s <= 0.0 and not self._link.has_ended():
                     return None
+        except TransportError:
+            raise
+        except (OSError, SemaphoreError) as exc:
+            raise _broken(exc) from exc
         finally:
             self._receiving = False
 
@@ -295,13 +327,11 @@ class ShmTransport(Transport):
         """
         sequence, timestep, timestamp_s, kind, rows, text_bytes = self._reader.take()
         self._writer.answered = sequence
-        if timestep != self._newest:
-            if timestep > self._newest:
-                raise ProtocolError(f"the server answers timestep {timestep}; the newest sent is {self._newest}")
-        else:
-            self._waiting = False
-            # Looked at last: the other thread may send one in this very moment.
-            self._waiting = timestep != self._newest
+        if timestep > self._newest:
+            raise ProtocolError(f"the server answers timestep {timestep}; the newest sent is {self._newest}")
+        self._waiting = False
+        if timestep != self._newest:  # Looked at last: the other thread may send one in this very moment.
+            self._waiting = True
         self._waiting_since_s = None
         slot = sequence % len(self._actions)
         if kind == CHUNK_KIND:
@@ -314,15 +344,16 @@ class ShmTransport(Transport):
             raise PolicyError(text, timestep)
         return None
 
-    def _check_patience(self) -> None:
-        """Raise when an answer is overdue. The clock starts at the first look for it that finds nothing."""
-        if not self._waiting:
-            return
-        now_s = time.monotonic()
-        if self._waiting_since_s is None:
-            self._waiting_since_s = now_s
-        elif now_s - self._waiting_since_s > self.options.inference_timeout_s:
+    def _note_wait(self, waited_s: float) -> None:
+        """The clock of an unanswered observation starts with the first wait for it that is in vain."""
+        if self._waiting and self._waiting_since_s is None:
+            self._waiting_since_s = time.monotonic() - waited_s
+
+    def _check_patience(self, now_s: float) -> None:
+        since_s = self._waiting_since_s
+        if self._waiting and since_s is not None and now_s - since_s >= self.options.inference_timeout_s:
             self._waiting = False
+            self._waiting_since_s = None
             raise TransportTimeout(
                 f"the policy server at shm://{self.address} has not answered timestep {self._newest} within "
                 f"{self.options.inference_timeout_s:g} s"
@@ -345,6 +376,11 @@ class ShmTransport(Transport):
         if self._link.end is not None and not self._closed.is_set():
             raise self._link.end
         raise TransportClosed("the transport is closed")
+
+
+def _broken(exc: Exception) -> ProtocolError:
+    # `TransportTimeout` and `PeerGoneError` are OSErrors, too: whoever catches those lets TransportErrors pass first.
+    return ProtocolError(f"the session's semaphores are broken: {exc}")
 
 
 def _loan_of(slot: Observation) -> tuple[Observation, NDArray[np.float32], dict[str, NDArray[np.uint8]]]:
