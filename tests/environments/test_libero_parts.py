@@ -189,3 +189,12 @@ def test_nothing_to_render_with_names_the_packages(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(headless.ctypes.util, "find_library", lambda name: None)
     with pytest.raises(ConfigError, match="apt-get install libegl1"):
         headless.prepare_rendering()
+
+
+def test_a_hidden_gpu_does_not_keep_robosuite_from_rendering(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv("MUJOCO_EGL_DEVICE_ID", "")
+    monkeypatch.delenv("MUJOCO_EGL_DEVICE_ID")
+    headless.prepare_rendering()
+    assert os.environ["MUJOCO_EGL_DEVICE_ID"] == "0"
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""

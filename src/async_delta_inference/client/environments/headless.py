@@ -13,11 +13,12 @@ __all__ = ["prepare_rendering"]
 def prepare_rendering() -> None:
     """Choose a renderer where the user chose none and there is no display; EGL, else OSMesa, which is slower.
 
-    ``CUDA_VISIBLE_DEVICES`` is left alone: robosuite reads it as a list of numbers and dies of an empty one.
-
     Raises:
         ConfigError: Neither is installed; names the packages.
     """
+    if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
+        # robosuite would read it as a list of numbers, and die of an empty one.
+        os.environ.setdefault("MUJOCO_EGL_DEVICE_ID", "0")
     if os.environ.get("MUJOCO_GL") or os.environ.get("DISPLAY"):
         return
     for renderer, library in (("egl", "EGL"), ("osmesa", "OSMesa")):

@@ -189,7 +189,7 @@ def _zeros_of(space: Any) -> Any:
 
     if isinstance(space, Dict):
         return {key: _zeros_of(inner) for key, inner in space.items()}
-    return np.zeros(space.shape, space.dtype)
+    return np.zeros(space.shape, space.dtype) if space.shape is not None else space.sample()
 
 
 def _action_dim(env: gymnasium.Env[Any, Any], name: str) -> int:
