@@ -1,0 +1,9 @@
+"""Loaded once by the process that the servers are forked from."""
+
+import lerobot.policies.act.modeling_act  # noqa: F401
+
+import async_delta_inference.server_adapter.grpc_service
+import async_delta_inference.server_adapter.shm_service  # noqa: F401
+from async_delta_inference.server_adapter.policy_host import load_policy_server_module
+
+load_policy_server_module()
