@@ -24,9 +24,12 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from async_delta_inference import stages
 from async_delta_inference.errors import ConfigError, PolicyError, SetupRefusedError
+from async_delta_inference.server_adapter.tensors import Postprocessor, Preparation, are_as_tested, as_chunk
 from async_delta_inference.transport.messages import Observation, PolicySpec
 
 __all__ = ["TESTED_VERSIONS", "PolicyHost", "load_policy_server_module"]
@@ -103,6 +106,13 @@ class PolicyHost:
         config = self._module.PolicyServerConfig(fps=fps, inference_latency=inference_latency)
         self.policy_server: Any = self._module.PolicyServer(config)
         _check_attributes(self.policy_server)
+        self._act = self.policy_server._get_action_chunk
+        self._helpers: Any = import_module("lerobot.async_inference.helpers")
+        self._may_take_apart = are_as_tested(self._module, self._helpers)
+        if not self._may_take_apart:
+            logger.warning("lerobot %s differs from the tested one: inference takes its slower way", version("lerobot"))
+        self._prepare: Preparation | None = None
+        self._postprocess: Postprocessor | None = None
         self._inference_latency_s = inference_latency
         self._key: object = None
         self._policy: PolicySpec | None = None
@@ -134,6 +144,11 @@ class PolicyHost:
             self._key = None
             self._load(policy)
             self._key = key
+            if self._may_take_apart:
+                self._prepare = Preparation(
+                    server.policy.config.image_features, self._helpers.resize_robot_observation_image
+                )
+                self._postprocess = Postprocessor(server.postprocessor)
         _check_features(server.policy.config, policy)
         server.actions_per_chunk = policy.actions_per_chunk
         self._policy = policy
@@ -165,19 +180,14 @@ class PolicyHost:
         timed = server.observation_queue.get_nowait()
         # Timesteps do not decrease within a session, so the last one stands for all; upstream's set grows for ever.
         server._predicted_timesteps = {timed.get_timestep()}
-        try:
-            actions = self._predict(timed)
-        finally:
-            if server.last_processed_obs is timed:
-                server.last_processed_obs = self._without_images(timed)
-        if release is not None:
-            release()
+        actions = self._predict(observation, timed, release)
         if not np.isfinite(actions).all():
             raise PolicyError(
                 f"the policy returned actions that are not finite for timestep {observation.timestep}",
                 observation.timestep,
             )
-        time.sleep(max(0.0, self._inference_latency_s - (time.perf_counter() - start_s)))
+        if self._inference_latency_s:
+            time.sleep(max(0.0, self._inference_latency_s - (time.perf_counter() - start_s)))
         return actions
 
     def begin_episode(self, episode: int) -> None:
@@ -216,10 +226,11 @@ class PolicyHost:
             ) from exc
 
     def _wrap(self, observation: Observation) -> Any:
+        """What PolicyServer's filter looks at: images would pin their slot for as long as it remembers them."""
         assert self._policy is not None
         names = self._policy.features.state_names
         raw: dict[str, Any] = dict(zip(names, observation.state.tolist(), strict=True))
-        raw.update(observation.images)
+        raw.update(dict.fromkeys(observation.images, _NO_IMAGE))
         raw["task"] = observation.task
         return self._module.TimedObservation(
             timestamp=observation.timestamp_s,
@@ -228,16 +239,39 @@ class PolicyHost:
             must_go=observation.must_go,
         )
 
-    def _without_images(self, timed: Any) -> Any:
-        """What the similarity filter looks at; the images would pin their slot."""
-        raw = {name: _NO_IMAGE if isinstance(value, np.ndarray) else value for name, value in timed.observation.items()}
-        return self._module.TimedObservation(
+    def _predict(self, observation: Observation, timed: Any, release: Callable[[], None] | None) -> NDArray[np.float32]:
+        """`_predict_action_chunk`, step by step, unless this lerobot's is another one."""
+        if self._postprocess is None or self._prepare is None:
+            return self._predict_as_upstream(observation, timed)
+        server, timestep, recorder = self.policy_server, observation.timestep, stages.recorder
+        batch = self._prepare(observation)
+        if release is not None:
+            release()
+        if recorder is not None:
+            recorder.mark(stages.PREPARE, timestep)
+        batch = server.preprocessor(batch)
+        server.last_processed_obs = timed
+        if recorder is not None:
+            recorder.mark(stages.PREPROCESS, timestep)
+        chunk = self._act(batch)
+        if recorder is not None:
+            recorder.mark(stages.FORWARD, timestep)
+        actions = as_chunk(self._postprocess(chunk))
+        if recorder is not None:
+            recorder.mark(stages.POSTPROCESS, timestep)
+        return actions
+
+    def _predict_as_upstream(self, observation: Observation, timed: Any) -> NDArray[np.float32]:
+        raw = {**timed.observation, **observation.images}
+        full = self._module.TimedObservation(
             timestamp=timed.timestamp, timestep=timed.timestep, observation=raw, must_go=timed.must_go
         )
-
-    def _predict(self, timed: Any) -> NDArray[np.float32]:
-        rows = self.policy_server._predict_action_chunk(timed)
-        return np.stack([row.get_action().numpy() for row in rows]).astype(np.float32, copy=False)
+        try:
+            rows = self.policy_server._predict_action_chunk(full)
+        finally:
+            if self.policy_server.last_processed_obs is full:
+                self.policy_server.last_processed_obs = timed
+        return as_chunk(torch.stack([row.get_action() for row in rows]))
 
 
 class _Context:

@@ -52,6 +52,10 @@ class Link:
         """Whether `end` is set."""
         return self.end is not None
 
+    def is_lost(self) -> bool:
+        """Whether the server is gone, noticed by the watcher or not."""
+        return self.end is not None or self._connection.at_end()
+
     def await_wake(self) -> None:
         """After `end` is set: return once the watcher has released its token."""
         self._watcher.join()

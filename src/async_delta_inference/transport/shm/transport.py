@@ -1,4 +1,4 @@
-"""`ShmTransport`: the client's end of a shared-memory session."""
+"""`ShmTransport`: the client's end of a shared-memory session, from its beginning to its end."""
 
 from __future__ import annotations
 
@@ -8,66 +8,34 @@ import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
 
-import numpy as np
-from numpy import ndarray
-from numpy.typing import NDArray
-from posix_ipc import BusyError, SignalError
-from posix_ipc import Error as SemaphoreError
-
-from async_delta_inference import stages
-from async_delta_inference.errors import (
-    InvalidMessageError,
-    PeerGoneError,
-    PolicyError,
-    ProtocolError,
-    TransportClosed,
-    TransportError,
-    TransportTimeout,
-)
-from async_delta_inference.transport.base import Transport, TransportOptions, check_finite
-from async_delta_inference.transport.messages import ActionChunk, Observation, PolicySpec
-from async_delta_inference.transport.shm.layout import CHUNK_KIND, ERROR_KIND
+from async_delta_inference.errors import PeerGoneError, TransportClosed
+from async_delta_inference.transport.base import TransportOptions
+from async_delta_inference.transport.messages import PolicySpec
+from async_delta_inference.transport.shm.exchange import ShmExchange
 from async_delta_inference.transport.shm.link import Link, open_connection, shake_hands, tidy_after
 from async_delta_inference.transport.shm.rendezvous import socket_path
 
 __all__ = ["ShmTransport"]
 
-_SLICE_S = 1.0
-"""Bound of one wait on a semaphore: its timeout follows the wall clock, which may be set back meanwhile."""
-
 _LEAVE_TIMEOUT_S = 1.0
-_COUNT_LIMIT = 2**63
-_UINT8 = np.dtype(np.uint8)
-_FLOAT32 = np.dtype(np.float32)
 
 
-class ShmTransport(Transport):
+class ShmTransport(ShmExchange):
     """``shm://name``: a server on the same host, through shared memory.
 
     A server that went away is not waited for: `PeerGoneError` comes at once, and a new transport connects to its
     successor. ``reconnect_timeout_s`` is not used; ``connect_timeout_s`` includes the wait for a server that starts.
+
+    A forked child gets a closed copy. An exception that a signal's handler raises ends a wait if it is a
+    KeyboardInterrupt; posix_ipc loses others.
     """
 
     def __init__(self, address: str, options: TransportOptions | None = None) -> None:
         super().__init__(address, options)
-        # Whether a thread is in `_send` or `_receive`. Two locks would cost a tenth of an exchange.
-        self._sending = False
-        self._receiving = False
         self._path: Path | None = None
         self._hang_up: Callable[[], None] | None = None
-        self._link: Link  # From here to the end of `_adopt`: there is no session before it.
         self._linked = False
-        self._loan_slot = -1
-        self._newest = -1
-        self._waiting = False
-        self._waiting_since_s: float | None = None
-        self._tokens_held = 0
-        self._slice_s = min(_SLICE_S, self.options.inference_timeout_s)
-        self._left_at_end: int | None = None
-
-    # Connecting and closing.
 
     def _connect(self, policy: PolicySpec) -> None:
         self._path = path = socket_path(self.address)
@@ -82,38 +50,21 @@ class ShmTransport(Transport):
                 if self._closed.is_set():
                     raise TransportClosed("the transport was closed while it connected") from exc
             raise
-        self._adopt(Link(connection, segment, f"the policy server at shm://{self.address}"))
-
-    def _adopt(self, link: Link) -> None:
-        """Take what a message needs out of the link, so that its path has no detours."""
-        segment = link.segment
-        self._link = link
+        link = Link(connection, segment, f"the policy server at shm://{self.address}")
+        self._adopt(link)
         self._linked = True
-        self._writer = segment.observation_writer()
-        self._reader = segment.action_reader()
-        self._actions_ready = segment.actions_ready
-        self._actions, self._texts = segment.actions, segment.texts
-        self._tasks = segment.tasks
-        self._slots = [(o.state, tuple(o.images.items())) for o in segment.observations]
-        # Views of their own, made read-only whenever the loan ends; those of `_slots` stay as they are.
-        self._loans = [_loan_of(o) for o in segment.observations]
-        self._task, self._task_number, self._task_bytes = "", 0, 0
-        self._slot_task_numbers = [0] * len(self._slots)
-        self._chunk_rows = segment.layout.chunk_shape[0]
-        self._state_shape = segment.layout.features.state_shape
-        self._image_shapes = segment.layout.features.image_shapes
         # Frees what a transport that is dropped without close() holds. Not at exit: a daemon thread may be waiting
         # then, and the system frees everything anyway.
         weakref.finalize(self, link.dispose).atexit = False
         _open_transports.add(self)
 
     def _close(self) -> None:
-        if self._hang_up is not None:
-            self._hang_up()
         if not self._linked:
+            if self._hang_up is not None:
+                self._hang_up()
             return
         link = self._link
-        lost = link.end is not None
+        lost = link.is_lost()
         link.end_session()
         # Closing a semaphore that a thread is waiting on is undefined. Whoever does not leave in time is this very
         # thread, interrupted by a signal whose handler closes; then the finalizer closes it later.
@@ -128,6 +79,7 @@ class ShmTransport(Transport):
     def _abandon(self) -> None:
         """In a forked child: this copy is closed, and the parent's session is as it was."""
         self._usable = False
+        # New ones: a thread that is not here may have held the old ones at the moment of the fork.
         self._closed = threading.Event()
         self._closed.set()
         self._close_lock = threading.Lock()
@@ -135,258 +87,6 @@ class ShmTransport(Transport):
             self._retire_loan()
         if self._linked:
             self._link.abandon()
-
-    # The two that a control loop calls for every message. What is as it should be passes here in one piece; whatever is
-    # not goes the template's way, which looks again and says what is wrong.
-
-    def send_observation(self, observation: Observation) -> None:
-        """As in `Transport`."""
-        state, images, timestep = observation.state, observation.images, observation.timestep
-        if (
-            self._usable
-            and observation.loan is None
-            and self._last_sent_timestep <= timestep < _COUNT_LIMIT
-            and 0 <= observation.episode < _COUNT_LIMIT
-            and type(state) is ndarray
-            and state.shape == self._state_shape
-            and state.dtype is _FLOAT32
-            and observation.task == self._task
-            and len(images) == len(self._image_shapes)
-        ):
-            for name, shape in self._image_shapes:
-                image = images.get(name)
-                if type(image) is not ndarray or image.shape != shape or image.dtype is not _UINT8:
-                    break
-            else:
-                try:
-                    self._send(observation)
-                except (PeerGoneError, ProtocolError) as exc:
-                    self._remember_failure(exc)
-                    raise
-                self._last_sent_timestep = timestep
-                return
-        super().send_observation(observation)
-
-    def receive_actions(self, timeout_s: float) -> ActionChunk | None:
-        """As in `Transport`."""
-        if timeout_s > 0.0 and self._usable:
-            self._receiving = True
-            try:
-                self._actions_ready.acquire(timeout_s if timeout_s < self._slice_s else self._slice_s)
-                if self._link.end is None:
-                    chunk = self._take()
-                    if chunk is not None:
-                        return chunk
-                else:
-                    self._tokens_held += 1
-            except BusyError:
-                waited_s = min(timeout_s, self._slice_s)
-                timeout_s -= waited_s
-                self._note_wait(waited_s)
-            except SignalError:
-                # A handler ran. How long this had waited is not known: wait anew below, with a deadline.
-                return super().receive_actions(timeout_s)
-            except ProtocolError as exc:
-                self._remember_failure(exc)
-                raise
-            except PolicyError:
-                raise
-            except (OSError, SemaphoreError) as exc:
-                self._remember_failure(broken := _broken(exc))
-                raise broken from exc
-            finally:
-                self._receiving = False
-        return super().receive_actions(timeout_s)
-
-    # Observations.
-
-    def _send(self, observation: Observation) -> None:
-        timestamp_s = observation.timestamp_s
-        if timestamp_s - timestamp_s != 0.0:
-            raise InvalidMessageError(f"timestamp_s must be finite, got {timestamp_s}")
-        self._sending = True
-        try:
-            if self._link.end is not None:
-                self._raise_end()
-            if observation.loan is None:
-                slot = self._writer.claim()
-                try:
-                    state, targets = self._slots[slot]
-                    state[...] = observation.state
-                    images = observation.images
-                    for name, target in targets:
-                        target[...] = images[name]
-                except BaseException:  # An interrupt, as a rule.
-                    self._writer.unclaim(slot)
-                    raise
-            else:
-                slot, self._loan_slot = self._loan_slot, -1
-            if observation.task != self._task or self._slot_task_numbers[slot] != self._task_number:
-                self._write_task(slot, observation.task)
-            self._newest = timestep = observation.timestep
-            self._waiting = True
-            if stages.recorder is not None:
-                stages.recorder.mark(stages.ENCODE, timestep)
-            self._writer.publish(
-                slot,
-                timestep,
-                observation.episode,
-                timestamp_s,
-                self._task_number,
-                self._task_bytes,
-                1 if observation.must_go else 0,
-            )
-        except TransportError:
-            raise
-        except (OSError, SemaphoreError) as exc:
-            raise _broken(exc) from exc
-        finally:
-            self._sending = False
-
-    def _write_task(self, slot: int, task: str) -> None:
-        """Put the task into the slot; the server reads it once per change of its number."""
-        encoded = task.encode()
-        if task != self._task:
-            self._task, self._task_bytes = task, len(encoded)
-            self._task_number = self._task_number % 0xFFFFFFFF + 1
-        self._tasks[slot][: len(encoded)] = encoded
-        self._slot_task_numbers[slot] = self._task_number
-
-    def _lend(self, policy: PolicySpec) -> Observation:
-        self._sending = True
-        try:
-            if self._link.end is not None:
-                self._raise_end()
-            self._loan_slot = slot = self._writer.claim()
-        except TransportError:
-            raise
-        except (OSError, SemaphoreError) as exc:
-            raise _broken(exc) from exc
-        finally:
-            self._sending = False
-        observation, state, images = self._loans[slot]
-        observation.timestep = observation.episode = 0
-        observation.task = ""
-        observation.must_go = True
-        observation.timestamp_s = 0.0
-        observation.state = state
-        observation.images = images.copy()
-        state.setflags(write=True)
-        for image in images.values():
-            image.setflags(write=True)
-        return observation
-
-    def _take_back(self, observation: Observation) -> None:
-        self._writer.unclaim(self._loan_slot)
-        self._loan_slot = -1
-
-    # Actions.
-
-    def _receive(self, timeout_s: float) -> ActionChunk | None:
-        started_s = time.monotonic()
-        deadline_s = started_s + timeout_s
-        self._receiving = True
-        try:
-            while True:
-                if self._link.end is not None:
-                    return self._receive_after_end()
-                if self._acquire(min(timeout_s, self._slice_s)):
-                    if self._link.has_ended():
-                        self._tokens_held += 1
-                    elif (chunk := self._take()) is not None:
-                        return chunk
-                    continue
-                now_s = time.monotonic()
-                self._note_wait(now_s - started_s)
-                self._check_patience(now_s)
-                timeout_s = deadline_s - now_s
-                if timeout_s <= 0.0 and not self._link.has_ended():
-                    return None
-        except TransportError:
-            raise
-        except (OSError, SemaphoreError) as exc:
-            raise _broken(exc) from exc
-        finally:
-            self._receiving = False
-
-    def _acquire(self, timeout_s: float) -> bool:
-        if timeout_s <= 0.0 and not self._actions_ready.value:
-            return False  # A poll: looking costs a twentieth of the exception that a vain attempt raises.
-        try:
-            self._actions_ready.acquire(max(0.0, timeout_s))
-        except (BusyError, SignalError):
-            return False
-        return True
-
-    def _take(self) -> ActionChunk | None:
-        """The message whose token was acquired; None for one without actions.
-
-        Raises:
-            PolicyError: The policy raised.
-            ProtocolError: It is not a message.
-        """
-        sequence, timestep, timestamp_s, kind, rows, text_bytes = self._reader.take()
-        self._writer.answered = sequence
-        if timestep > self._newest:
-            raise ProtocolError(f"the server answers timestep {timestep}; the newest sent is {self._newest}")
-        self._waiting = False
-        if timestep != self._newest:  # Looked at last: the other thread may send one in this very moment.
-            self._waiting = True
-        self._waiting_since_s = None
-        slot = sequence % len(self._actions)
-        if kind == CHUNK_KIND:
-            actions = self._actions[slot]
-            actions = actions.copy() if rows == self._chunk_rows else actions[:rows].copy()
-            check_finite(actions, timestep)
-            return ActionChunk(actions, timestep, timestamp_s)
-        text = self._texts[slot][:text_bytes].tobytes().decode("utf-8", "replace")
-        if kind == ERROR_KIND:
-            raise PolicyError(text, timestep)
-        return None
-
-    def _note_wait(self, waited_s: float) -> None:
-        """The clock of an unanswered observation starts with the first wait for it that is in vain."""
-        if self._waiting and self._waiting_since_s is None:
-            self._waiting_since_s = time.monotonic() - waited_s
-
-    def _check_patience(self, now_s: float) -> None:
-        since_s = self._waiting_since_s
-        if self._waiting and since_s is not None and now_s - since_s >= self.options.inference_timeout_s:
-            self._waiting = False
-            self._waiting_since_s = None
-            raise TransportTimeout(
-                f"the policy server at shm://{self.address} has not answered timestep {self._newest} within "
-                f"{self.options.inference_timeout_s:g} s"
-            )
-
-    def _receive_after_end(self) -> ActionChunk | None:
-        """What the server finished before it went away, then the reason of its going."""
-        if self._left_at_end is None:
-            self._link.await_wake()
-            # All tokens are there now, and one of them is the watcher's.
-            self._left_at_end = self._actions_ready.value + self._tokens_held - 1
-        while self._left_at_end > 0:
-            self._left_at_end -= 1
-            chunk = self._take()
-            if chunk is not None:
-                return chunk
-        self._raise_end()
-
-    def _raise_end(self) -> NoReturn:
-        if self._link.end is not None and not self._closed.is_set():
-            raise self._link.end
-        raise TransportClosed("the transport is closed")
-
-
-def _broken(exc: Exception) -> ProtocolError:
-    # `TransportTimeout` and `PeerGoneError` are OSErrors, too: whoever catches those lets TransportErrors pass first.
-    return ProtocolError(f"the session's semaphores are broken: {exc}")
-
-
-def _loan_of(slot: Observation) -> tuple[Observation, NDArray[np.float32], dict[str, NDArray[np.uint8]]]:
-    state = slot.state.view()
-    images = {name: image.view() for name, image in slot.images.items()}
-    return Observation({}, state), state, images
 
 
 _open_transports: weakref.WeakSet[ShmTransport] = weakref.WeakSet()

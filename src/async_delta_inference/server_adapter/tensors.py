@@ -1,0 +1,135 @@
+"""Slots to tensors and tensors to chunks: what PolicyServer does around the policy, without what it does for nothing.
+
+Bit-equal to the functions named in `REPLACED`, whose text is compared with the tested one when a host starts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from async_delta_inference.transport.messages import Observation
+
+__all__ = ["Postprocessor", "Preparation", "are_as_tested", "as_chunk"]
+
+REPLACED = (
+    "PolicyServer._predict_action_chunk",
+    "raw_observation_to_observation",
+    "prepare_raw_observation",
+    "prepare_image",
+    "extract_state_from_raw_observation",
+    "extract_images_from_raw_observation",
+    "make_lerobot_observation",
+    "resize_robot_observation_image",
+    "is_image_key",
+)
+"""Functions of lerobot.async_inference whose work is done here."""
+
+TESTED_DIGEST = "f605276e195feea7"
+"""Of their source text, in lerobot 0.6.1."""
+
+ELEMENTWISE_STEPS = frozenset({"UnnormalizerProcessorStep", "DeviceProcessorStep", "RenameObservationsProcessorStep"})
+"""Steps of a postprocessor without state, which treat every element of an action alike wherever it stands."""
+
+_STATE_KEY = "observation.state"
+_IMAGE_PREFIX = "observation.images."
+
+
+def are_as_tested(policy_server_module: Any, helpers_module: Any) -> bool:
+    """Whether lerobot's own functions are those that this module was tested against."""
+    return digest(policy_server_module, helpers_module) == TESTED_DIGEST
+
+
+def digest(policy_server_module: Any, helpers_module: Any) -> str:
+    """Of the source text of `REPLACED`."""
+    text = []
+    for name in REPLACED:
+        owner = policy_server_module if name.startswith("PolicyServer.") else helpers_module
+        for part in name.split("."):
+            owner = getattr(owner, part)
+        text.append(inspect.getsource(owner))
+    return hashlib.sha256("".join(text).encode()).hexdigest()[:16]
+
+
+class Preparation:
+    """Makes the policy's input of an observation, each image read once and written once.
+
+    Args:
+        image_features: The policy's, by LeRobot key; shapes are (channels, height, width).
+        resize: LeRobot's own, for an image of another shape than the policy's.
+    """
+
+    def __init__(
+        self, image_features: dict[str, Any], resize: Callable[[torch.Tensor, tuple[int, ...]], torch.Tensor]
+    ) -> None:
+        self._shapes = {key: tuple(feature.shape) for key, feature in image_features.items()}
+        self._resize = resize
+        with warnings.catch_warnings():
+            # torch warns once per process of memory that it may not write to; nothing here writes to a slot.
+            warnings.simplefilter("ignore")
+            read_only = np.zeros(1, np.uint8)
+            read_only.setflags(write=False)
+            torch.from_numpy(read_only)
+
+    def __call__(self, observation: Observation) -> dict[str, Any]:
+        """State (1, S), task, and images (1, C, H, W) in [0, 1], float32; they share no memory with the observation."""
+        batch: dict[str, Any] = {
+            _STATE_KEY: torch.from_numpy(observation.state.copy()).unsqueeze(0),
+            "task": observation.task,
+        }
+        for name, image in observation.images.items():
+            batch[_IMAGE_PREFIX + name] = self._image(torch.from_numpy(image), self._shapes[_IMAGE_PREFIX + name])
+        return batch
+
+    def _image(self, image: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+        height, width, channels = image.shape
+        if shape[1:] == (height, width):
+            planes = image.permute(2, 0, 1)
+        else:
+            planes = self._resize(image, shape)
+            channels, height, width = planes.shape
+        result = torch.empty((1, channels, height, width), dtype=torch.float32)
+        result[0].copy_(planes)
+        return result.div_(255)
+
+
+class Postprocessor:
+    """Applies a policy's postprocessor to a whole chunk where that gives the same bits as row by row.
+
+    Args:
+        pipeline: LeRobot's.
+    """
+
+    def __init__(self, pipeline: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        self._pipeline = pipeline
+        steps = {type(step).__name__ for step in getattr(pipeline, "steps", [None])}
+        self._whole = steps <= ELEMENTWISE_STEPS
+        self._proven = False
+
+    def __call__(self, chunk: torch.Tensor) -> torch.Tensor:
+        """(1, n, A) to (n, A), on the CPU."""
+        if not self._whole:
+            return self._row_by_row(chunk)
+        whole = self._pipeline(chunk).squeeze(0).detach().cpu()
+        if not self._proven:
+            # Once per policy: what the step types promise is looked at, too.
+            rows = self._row_by_row(chunk)
+            self._whole = self._proven = whole.dtype == rows.dtype and torch.equal(whole, rows)
+            return rows
+        return whole
+
+    def _row_by_row(self, chunk: torch.Tensor) -> torch.Tensor:
+        rows = [self._pipeline(chunk[:, row, :]) for row in range(chunk.shape[1])]
+        return torch.stack(rows, dim=1).squeeze(0).detach().cpu()
+
+
+def as_chunk(actions: torch.Tensor) -> NDArray[np.float32]:
+    """(n, A) of any floating type as a float32 array."""
+    return np.ascontiguousarray(actions.to(torch.float32).numpy())
