@@ -1,14 +1,18 @@
-"""Aloha: two arms that insert a peg or hand over a cube."""
+"""Aloha: two arms that insert a peg or hand over a cube, rendering on demand."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from async_delta_inference.client.environments.base import Environment
 from async_delta_inference.client.environments.construction import build_tasks, require_packages
 from async_delta_inference.client.environments.headless import prepare_rendering
 from async_delta_inference.client.environments.lerobot_env import EnvironmentTraits, LeRobotEnvironment
 from async_delta_inference.client.environments.registry import register_environment
+from async_delta_inference.errors import ConfigError
 
 _JOINTS = ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate", "gripper")
 
@@ -19,9 +23,59 @@ TRAITS = EnvironmentTraits(
 )
 
 
+class AlohaEnvironment(LeRobotEnvironment):
+    """One Aloha task."""
+
+    renders_on_demand: ClassVar[bool] = True
+
+    def video_frame(self) -> NDArray[np.uint8]:  # noqa: D102
+        self._running()
+        self._want_frames(True, resetting=False)
+        return super().video_frame()
+
+    def _want_frames(self, wanted: bool, *, resetting: bool) -> None:
+        assert self._env is not None
+        _gate_of(self._env.unwrapped).wanted = wanted
+
+
+class _TopCamera:
+    """Stands before dm_control's ``Physics.render``, which the task calls for three cameras at every observation.
+
+    gym-aloha passes on the one called ``top`` and drops the others, so those are not rendered at all.
+
+    Args:
+        physics: Of the simulator.
+    """
+
+    def __init__(self, physics: Any) -> None:
+        self.wanted = False
+        self._render = physics.render
+        self._last: NDArray[np.uint8] | None = None
+        physics.render = self.render
+
+    def render(self, *, height: int, width: int, camera_id: str) -> NDArray[np.uint8]:
+        if camera_id == "top" and self.wanted:
+            self._last = self._render(height=height, width=width, camera_id=camera_id)
+        if self._last is None or self._last.shape[:2] != (height, width):
+            self._last = np.zeros((height, width, 3), np.uint8)
+        return self._last
+
+
+def _gate_of(env: Any) -> _TopCamera:
+    """The gate of a simulator, built where it is not yet.
+
+    Raises:
+        ConfigError: The installed gym-aloha is not built as this relies on.
+    """
+    if not hasattr(getattr(env, "_env", None), "physics"):
+        raise ConfigError("the installed gym-aloha keeps its simulator in a way unknown here: use gym-aloha 0.1")
+    gate = getattr(env._env.physics.render, "__self__", None)
+    return gate if isinstance(gate, _TopCamera) else _TopCamera(env._env.physics)
+
+
 @register_environment("aloha")
 def make_aloha(env_config: Any) -> list[Environment]:
     """One task; ``env_config`` is LeRobot's ``AlohaEnv``."""
     require_packages("aloha", "gym_aloha", what="--env.type=aloha")
     prepare_rendering()
-    return [LeRobotEnvironment(task, TRAITS) for task in build_tasks(env_config)]
+    return [AlohaEnvironment(task, TRAITS) for task in build_tasks(env_config)]
