@@ -18,3 +18,15 @@ def serve_shm(policy: ScriptedPolicy, name: str, folder: str) -> tuple[str, Call
     service = ShmService(PolicyHost(), name)
     service.start()
     return service.uri, service.pending_timestep, service
+
+
+def serve_policy_host(policy: ScriptedPolicy, name: str, folder: str) -> tuple[str, Callable[[], int | None], object]:
+    """The server as users run it: the scripted policy is not installed, it loads the checkpoint that it is told."""
+    from async_delta_inference.server_adapter.policy_host import PolicyHost
+    from async_delta_inference.server_adapter.shm_service import ShmService
+    from async_delta_inference.transport.shm.rendezvous import FOLDER_VARIABLE
+
+    os.environ[FOLDER_VARIABLE] = folder
+    service = ShmService(PolicyHost(), name)
+    service.start()
+    return service.uri, service.pending_timestep, service

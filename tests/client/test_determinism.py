@@ -1,0 +1,131 @@
+"""The simulated clock: the same run over either transport, on an idle machine and a loaded one, byte for byte."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from grpc_peer import serve_policy_server
+from lerobot.envs.configs import LiberoEnv, PushtEnv
+from peer_process import ProcessPeer
+from random_act import build_random_act
+from shm_peer import serve_policy_host
+
+from async_delta_inference.client import RunObserver, SimClient, SimClientConfig
+from async_delta_inference.client.environments.registry import make_environments
+from async_delta_inference.transport.shm.rendezvous import FOLDER_VARIABLE
+
+DELAY = 3
+
+
+@contextmanager
+def peer(scheme: str, folder: Path) -> Iterator[ProcessPeer]:
+    """A server that loads real checkpoints, over either transport."""
+    if scheme == "grpc":
+        server = ProcessPeer(serve_policy_server)
+    else:
+        server = ProcessPeer(serve_policy_host, "determinism", str(folder))
+    try:
+        yield server
+    finally:
+        server.kill()
+
+
+@contextmanager
+def cpu_load(processes: int) -> Iterator[None]:
+    """Processes that do nothing but compute."""
+    burners = [
+        multiprocessing.get_context("spawn").Process(target=_burn, args=(os.getpid(),)) for _ in range(processes)
+    ]
+    for burner in burners:
+        burner.start()
+    try:
+        yield
+    finally:
+        for burner in burners:
+            burner.kill()
+            burner.join()
+
+
+def _burn(parent: int) -> None:
+    while os.getppid() == parent:
+        sum(range(100_000))
+
+
+class Stutter(RunObserver):
+    """Delays steps, differently each time: a simulator on a machine that does something else, too."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = np.random.default_rng(seed)
+
+    def stepped(self, environment: Any, outcome: Any) -> None:
+        time.sleep(float(self._random.choice([0.0, 0.0, 0.02])))
+
+
+def trajectories(server: ProcessPeer, folder: Path, stutter: int | None = None, **flags: Any) -> list[bytes]:
+    """One file's bytes per episode."""
+    config = SimClientConfig(
+        **{
+            "policy_type": "act",
+            "actions_per_chunk": 20,
+            "n_episodes": 2,
+            "server_address": server.uri,
+            "output_dir": folder,
+            "progress": False,
+            "clock": "simulated",
+            "inference_delay": str(DELAY),
+            "save_trajectories": True,
+        }
+        | flags
+    )
+    SimClient(config, observers=[] if stutter is None else [Stutter(stutter)]).run()
+    files = sorted((folder / "trajectories").glob("*.npz"))
+    assert len(files) == config.n_episodes
+    return [path.read_bytes() for path in files]
+
+
+@pytest.mark.parametrize("on_starvation", ["wait", "hold"])
+def test_transports_and_load_change_nothing(
+    pusht_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_starvation: str
+) -> None:
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path / "sockets"))
+    flags: dict[str, Any] = {
+        "env": PushtEnv(episode_length=50),
+        "pretrained_name_or_path": str(pusht_checkpoint),
+        "on_starvation": on_starvation,
+    }
+    with peer("grpc", tmp_path / "sockets") as server:
+        expected = trajectories(server, tmp_path / "grpc", **flags)
+    with peer("shm", tmp_path / "sockets") as server:
+        assert trajectories(server, tmp_path / "shm", **flags) == expected
+        assert trajectories(server, tmp_path / "stutter", stutter=1, **flags) == expected
+        with cpu_load(4):
+            assert trajectories(server, tmp_path / "loaded", **flags) == expected
+    with np.load(tmp_path / "shm" / "trajectories" / "pusht_000_00000.npz") as episode:
+        assert set(episode["chunk_delay_steps"][1:]) == {DELAY}
+        assert episode["action"].shape == (50, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_libero_is_the_same_over_both_transports_and_under_load(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path / "sockets"))
+    env = LiberoEnv(
+        task="libero_object", task_ids=[0], observation_height=128, observation_width=128, episode_length=80
+    )
+    (environment,) = make_environments(env)
+    checkpoint = build_random_act(tmp_path / "act", environment.features, environment.action_dim)
+    flags: dict[str, Any] = {"env": env, "pretrained_name_or_path": str(checkpoint), "actions_per_chunk": 50}
+    with peer("grpc", tmp_path / "sockets") as server:
+        expected = trajectories(server, tmp_path / "grpc", **flags)
+    with peer("shm", tmp_path / "sockets") as server, cpu_load(2):
+        assert trajectories(server, tmp_path / "shm", **flags) == expected
