@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import hypothesis.strategies as st
@@ -153,6 +154,12 @@ def test_a_cache_that_cannot_be_written_falls_back_to_the_temporary_folder(
     monkeypatch.setattr(libero_setup.tempfile, "gettempdir", lambda: str(clean / "tmp"))
     libero_setup._ensure_config(clean / "libero")
     assert Path(os.environ["LIBERO_CONFIG_PATH"]).is_relative_to(clean / "tmp")
+
+
+def test_a_config_of_a_removed_installation_is_named(tmp_path: Path) -> None:
+    libero = SimpleNamespace(config_file="config.yaml", get_libero_path=lambda name: str(tmp_path / "gone"))
+    with pytest.raises(ConfigError, match=r"config\.yaml says that LIBERO's bddl_files are in .*gone"):
+        libero_setup._check_folders(libero)
 
 
 def test_libero_not_installed_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ import tempfile
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from async_delta_inference.client.environments.construction import require_packages
 from async_delta_inference.client.environments.headless import prepare_rendering
@@ -46,6 +47,7 @@ def prepare_libero() -> None:
             import_module("libero.libero.envs")
     except Exception as exc:
         raise ConfigError(f"LIBERO is installed but cannot be imported: {type(exc).__name__}: {exc}") from exc
+    _check_folders(libero)
     if find_spec(ASSETS_MODULE) is not None:
         _use_installed_assets(libero)
 
@@ -65,6 +67,16 @@ def _ensure_config(root: Path) -> None:
     partial = folder / f"config.{os.getpid()}.partial"
     partial.write_text("\n".join(lines) + "\n")
     partial.replace(folder / "config.yaml")
+
+
+def _check_folders(libero: Any) -> None:
+    """A configuration outlives the installation that it describes."""
+    for name in ("bddl_files", "init_states"):
+        if not Path(folder := libero.get_libero_path(name)).is_dir():
+            raise ConfigError(
+                f"{libero.config_file} says that LIBERO's {name} are in {folder}, which is not there: remove the file, "
+                f"or set {CONFIG_VARIABLE} to an empty folder"
+            )
 
 
 def _default_paths(root: Path) -> dict[str, Path]:
@@ -92,7 +104,7 @@ def _package_folder(package: str) -> Path:
     return Path(next(iter(spec.submodule_search_locations)))
 
 
-def _use_installed_assets(libero: object) -> None:
+def _use_installed_assets(libero: Any) -> None:
     """Point LIBERO at the asset wheels unless it has assets of its own."""
     if not hasattr(libero, "_assets_path_cache"):
         raise ConfigError(
