@@ -1,0 +1,376 @@
+"""`PolicyHost` against PolicyServer itself: the same bits, nothing kept, nothing unpickled that it did not make."""
+
+from __future__ import annotations
+
+import gc
+import pickle
+import shutil
+import time
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from random_act import build_random_act
+
+from async_delta_inference.errors import ConfigError, PolicyError, SetupRefusedError
+from async_delta_inference.server_adapter import policy_host
+from async_delta_inference.server_adapter.policy_host import PolicyHost, load_policy_server_module
+from async_delta_inference.server_adapter.tensors import Postprocessor, digest
+from async_delta_inference.transport import Observation, ObservationFeatures, PolicySpec
+
+FEATURES = ObservationFeatures(tuple(f"s{i}" for i in range(8)), {"image": (96, 96, 3), "image2": (96, 96, 3)})
+LARGER = ObservationFeatures(FEATURES.state_names, {"image": (120, 160, 3), "image2": (96, 96, 3)})
+ROWS, COLUMNS = 12, 7
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_random_act(tmp_path_factory.mktemp("act"), FEATURES, COLUMNS, chunk_size=16)
+
+
+@pytest.fixture(scope="module")
+def host() -> PolicyHost:
+    return PolicyHost()
+
+
+def spec(checkpoint: Path, features: ObservationFeatures = FEATURES, **changes: Any) -> PolicySpec:
+    fields = {"policy_type": "act", "actions_per_chunk": ROWS, "action_dim": COLUMNS, **changes}
+    return PolicySpec(pretrained_name_or_path=str(checkpoint), features=features, **fields)
+
+
+def observe(timestep: int, features: ObservationFeatures = FEATURES, **scalars: Any) -> Observation:
+    rng = np.random.default_rng(timestep)
+    observation = Observation.empty(features)
+    observation.state[...] = rng.normal(size=features.state_dim) * 3
+    for image in observation.images.values():
+        image[...] = rng.integers(0, 256, image.shape, np.uint8)
+        image.setflags(write=False)
+    observation.timestep, observation.task = timestep, "pick up the soup"
+    for name, value in scalars.items():
+        setattr(observation, name, value)
+    return observation
+
+
+class Context:
+    def peer(self) -> str:
+        return "test"
+
+
+def upstream_server(host: PolicyHost) -> Any:
+    """Another PolicyServer, set up by the same call, and left as it is."""
+    module: Any = load_policy_server_module()
+    server = module.PolicyServer(module.PolicyServerConfig())
+    server.Ready(None, Context())
+    server.SendPolicyInstructions(module.services_pb2.PolicySetup(data=host.instructions), Context())
+    return server
+
+
+def upstream_actions(server: Any, observation: Observation, features: ObservationFeatures) -> np.ndarray:
+    module: Any = load_policy_server_module()
+    raw = dict(zip(features.state_names, observation.state.tolist(), strict=True))
+    raw |= {**observation.images, "task": observation.task}
+    timed = module.TimedObservation(timestamp=0.0, timestep=observation.timestep, observation=raw, must_go=True)
+    return torch.stack([row.get_action() for row in server._predict_action_chunk(timed)]).numpy()
+
+
+# The same bits.
+
+
+@pytest.mark.parametrize("features", [FEATURES, LARGER], ids=["of the policy's size", "resized"])
+@pytest.mark.parametrize("taken_apart", [True, False])
+def test_actions_are_bit_equal_to_upstream(
+    host: PolicyHost,
+    checkpoint: Path,
+    features: ObservationFeatures,
+    taken_apart: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    host.set_up(spec(checkpoint, features))
+    if not taken_apart:
+        monkeypatch.setattr(host, "_prepare", None)
+    server = upstream_server(host)
+    for timestep in range(5):
+        observation = observe(timestep, features)
+        actions = host.infer(observation)
+        assert actions is not None
+        assert actions.dtype == np.float32
+        assert actions.tobytes() == upstream_actions(server, observation, features).tobytes()
+
+
+@pytest.mark.parametrize("features", [FEATURES, LARGER], ids=["of the policy's size", "resized"])
+def test_prepared_batch_is_bit_equal_to_upstream(
+    host: PolicyHost, checkpoint: Path, features: ObservationFeatures
+) -> None:
+    host.set_up(spec(checkpoint, features))
+    assert host._prepare is not None
+    observation = observe(3, features)
+    raw = {**dict(zip(features.state_names, observation.state.tolist(), strict=True)), **observation.images}
+    raw["task"] = observation.task
+    server = host.policy_server
+    expected = host._helpers.raw_observation_to_observation(raw, server.lerobot_features, server.policy_image_features)
+    batch = host._prepare(observation)
+    assert list(batch) == list(expected)
+    for key, value in expected.items():
+        if isinstance(value, str):
+            assert batch[key] == value
+            continue
+        assert (batch[key].dtype, batch[key].shape) == (value.dtype, value.shape)
+        assert batch[key].stride() == value.stride()
+        assert torch.equal(batch[key], value)
+
+
+def test_all_pixel_values_become_the_same_floats(host: PolicyHost, checkpoint: Path) -> None:
+    host.set_up(spec(checkpoint))
+    assert host._prepare is not None
+    observation = observe(1)
+    image = np.arange(96 * 96 * 3).reshape(96, 96, 3).astype(np.uint8)
+    observation.images["image"] = image
+    batch = host._prepare(observation)
+    expected = torch.from_numpy(image).permute(2, 0, 1).type(torch.float32) / 255
+    assert torch.equal(batch["observation.images.image"][0], expected)
+
+
+def test_whole_chunk_is_postprocessed_at_once_once_proven(host: PolicyHost, checkpoint: Path) -> None:
+    host.set_up(spec(checkpoint))
+    host.infer(observe(1))
+    assert host._postprocess is not None
+    assert host._postprocess._proven
+
+
+def test_postprocessor_that_is_not_elementwise_goes_row_by_row() -> None:
+    class Cumulative:
+        steps = ()
+
+        def __call__(self, actions: torch.Tensor) -> torch.Tensor:
+            return actions.cumsum(dim=-2) if actions.ndim == 3 else actions
+
+    class Unknown(Cumulative):
+        steps = (object(),)
+
+    chunk = torch.rand(1, 5, 3)
+    for pipeline in (Cumulative(), Unknown()):
+        postprocess = Postprocessor(pipeline)
+        for _ in range(3):
+            assert torch.equal(postprocess(chunk), chunk[0])
+        assert not postprocess._whole
+
+
+def test_a_changed_lerobot_is_noticed(monkeypatch: pytest.MonkeyPatch, checkpoint: Path) -> None:
+    monkeypatch.setattr(policy_host, "are_as_tested", lambda *modules: False)
+    host = PolicyHost()
+    host.set_up(spec(checkpoint))
+    assert host._prepare is None
+    observation = observe(2)
+    actions = host.infer(observation)
+    assert actions is not None
+    assert actions.tobytes() == upstream_actions(upstream_server(host), observation, FEATURES).tobytes()
+
+
+def test_digest_follows_the_text(monkeypatch: pytest.MonkeyPatch, host: PolicyHost) -> None:
+    before = digest(host._module, host._helpers)
+    monkeypatch.setattr(host._helpers, "prepare_image", lambda image: image)
+    assert digest(host._module, host._helpers) != before
+
+
+# Set-up.
+
+
+def test_policy_is_loaded_once_for_equal_sessions(host: PolicyHost, checkpoint: Path) -> None:
+    host.set_up(spec(checkpoint))
+    policy = host.policy_server.policy
+    host.set_up(spec(checkpoint, actions_per_chunk=5))
+    assert host.policy_server.policy is policy
+    actions = host.infer(observe(1))
+    assert actions is not None
+    assert actions.shape == (5, COLUMNS)
+    host.set_up(spec(checkpoint, LARGER))
+    assert host.policy_server.policy is not policy
+
+
+def test_checkpoint_that_was_written_anew_is_loaded_anew(host: PolicyHost, checkpoint: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(checkpoint, tmp_path / "act")
+    host.set_up(spec(folder))
+    policy = host.policy_server.policy
+    (folder / "model.safetensors").touch()
+    host.set_up(spec(folder))
+    assert host.policy_server.policy is not policy
+
+
+@pytest.mark.parametrize(
+    ("changes", "features", "words"),
+    [
+        ({"policy_type": "nonsense"}, FEATURES, ["nonsense", "not supported"]),
+        ({"action_dim": 6}, FEATURES, ["action", "6", "(7,)"]),
+        ({}, ObservationFeatures(("x", "y"), dict(FEATURES.images)), ["state", "2", "(8,)"]),
+        (
+            {},
+            ObservationFeatures(FEATURES.state_names, {"front": (96, 96, 3)}),
+            ["cameras", "images.front", "images.image2"],
+        ),
+    ],
+)
+def test_session_that_cannot_be_served_is_refused(
+    host: PolicyHost, checkpoint: Path, changes: dict[str, Any], features: ObservationFeatures, words: list[str]
+) -> None:
+    with pytest.raises(SetupRefusedError) as info:
+        host.set_up(spec(checkpoint, features, **changes))
+    assert all(word in str(info.value) for word in words), str(info.value)
+    host.set_up(spec(checkpoint))
+    assert host.infer(observe(1)) is not None
+
+
+def test_absent_checkpoint_is_refused(host: PolicyHost, tmp_path: Path, checkpoint: Path) -> None:
+    with pytest.raises(SetupRefusedError, match="nothing-here"):
+        host.set_up(spec(tmp_path / "nothing-here"))
+    host.set_up(spec(checkpoint))
+
+
+def test_other_internals_are_refused() -> None:
+    class Renamed:
+        def Ready(self, request: object, context: object) -> None:  # noqa: N802
+            """As tested."""
+
+        def SendPolicyInstructions(self, request: object) -> None:  # noqa: N802
+            """With another parameter list."""
+
+    with pytest.raises(ConfigError, match=r"SendPolicyInstructions takes \('self', 'request'\).*0\.6\.1"):
+        policy_host._check_internals(Renamed)
+    with pytest.raises(ConfigError, match="has no observation_queue"):
+        policy_host._check_attributes(object())
+
+
+# Sessions and episodes.
+
+
+@pytest.fixture
+def ready(host: PolicyHost, checkpoint: Path) -> PolicyHost:
+    host.set_up(spec(checkpoint))
+    return host
+
+
+def test_similar_observation_is_filtered_and_must_go_is_not(ready: PolicyHost) -> None:
+    first = observe(0)
+    assert ready.infer(first) is not None
+    similar = observe(0, must_go=False)
+    similar.timestep = 1
+    assert ready.infer(similar) is None
+    similar.must_go = True
+    assert ready.infer(similar) is not None
+    assert ready.infer(observe(77, must_go=False)) is not None
+
+
+def test_nothing_of_an_episode_reaches_into_the_next(ready: PolicyHost) -> None:
+    resets = []
+    ready.policy_server.policy.reset = lambda: resets.append(1)
+    try:
+        assert ready.infer(observe(0)) is not None
+        assert len(resets) == 1
+        assert ready.infer(observe(1)) is not None
+        assert len(resets) == 1
+        ready.policy_server.observation_queue.put("left over")
+        again = observe(1, must_go=False, episode=1)  # seen and predicted before, in the last episode
+        assert ready.infer(again) is not None
+        assert len(resets) == 2
+        assert ready.policy_server.observation_queue.empty()
+    finally:
+        del ready.policy_server.policy.reset
+
+
+def test_new_session_begins_anew(host: PolicyHost, checkpoint: Path) -> None:
+    host.set_up(spec(checkpoint))
+    assert host.infer(observe(5)) is not None
+    host.set_up(spec(checkpoint))
+    assert host.infer(observe(5, must_go=False)) is not None
+
+
+def test_memory_of_predicted_timesteps_is_bounded(ready: PolicyHost) -> None:
+    for timestep in range(5):
+        ready.infer(observe(timestep))
+    assert ready.policy_server._predicted_timesteps == {4}
+
+
+@pytest.mark.parametrize("taken_apart", [True, False])
+def test_images_are_not_kept(ready: PolicyHost, taken_apart: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slot must be free once it was given back, whatever PolicyServer remembers."""
+    if not taken_apart:
+        monkeypatch.setattr(ready, "_prepare", None)
+    observation = observe(3)
+    kept = [weakref.ref(image) for image in observation.images.values()]
+    assert ready.infer(observation) is not None
+    del observation
+    gc.collect()
+    assert [image() for image in kept] == [None, None]
+
+
+def test_slot_is_given_back_before_the_forward_pass(ready: PolicyHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    act = ready._act
+    monkeypatch.setattr(ready, "_act", lambda batch: (order.append("forward"), act(batch))[1])
+    observation = observe(4)
+    expected = ready.infer(observe(4))
+
+    def release() -> None:
+        order.append("release")
+        for image in observation.images.values():
+            image.setflags(write=True)
+            image[...] = 0
+
+    actions = ready.infer(observation, release)
+    assert order == ["forward", "release", "forward"]
+    assert actions is not None
+    assert expected is not None
+    assert actions.tobytes() == expected.tobytes()
+
+
+def test_values_that_are_not_finite_are_policy_errors(ready: PolicyHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    observation = observe(1)
+    observation.state[2] = np.nan
+    with pytest.raises(PolicyError, match="state of timestep 1 is not finite"):
+        ready.infer(observation)
+    act = ready._act
+    monkeypatch.setattr(ready, "_act", lambda batch: act(batch) * float("inf"))
+    with pytest.raises(PolicyError, match="actions that are not finite"):
+        ready.infer(observe(2))
+    monkeypatch.undo()
+    assert ready.infer(observe(3)) is not None
+
+
+def test_error_of_the_policy_passes_and_the_next_is_answered(
+    ready: PolicyHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(batch: object) -> None:
+        raise RuntimeError("the policy broke")
+
+    monkeypatch.setattr(ready, "_act", fail)
+    with pytest.raises(RuntimeError, match="the policy broke"):
+        ready.infer(observe(1))
+    monkeypatch.undo()
+    assert ready.infer(observe(2)) is not None
+
+
+def test_inference_latency_is_kept(checkpoint: Path) -> None:
+    host = PolicyHost(inference_latency=0.4)
+    host.set_up(spec(checkpoint))
+    start_s = time.perf_counter()
+    host.infer(observe(1))
+    assert time.perf_counter() - start_s >= 0.4
+
+
+def test_only_its_own_instructions_are_unpickled(
+    host: PolicyHost, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[bytes] = []
+    loads: Callable[..., Any] = pickle.loads
+    monkeypatch.setattr(pickle, "loads", lambda data, **kwargs: (loaded.append(data), loads(data, **kwargs))[1])
+    host.set_up(spec(checkpoint, LARGER))
+    host.set_up(spec(checkpoint))
+    for timestep in range(3):
+        observation = observe(timestep)
+        observation.task = pickle.dumps(print).decode("latin-1")
+        host.infer(observation)
+    assert len(loaded) == 2
+    assert loaded[-1] == host.instructions
