@@ -217,14 +217,11 @@ def _serve_shm_host(folder: str) -> tuple[str, object]:
     """PolicyServer with the null policy behind shared memory."""
     from async_delta_inference.server_adapter.policy_host import PolicyHost, load_policy_server_module
     from async_delta_inference.server_adapter.shm_service import ShmService
-    from async_delta_inference.server_adapter.stage_probe import probe_stages
     from harness.null_policy import install_null_policy
 
     _limit_threads()
     install_null_policy(load_policy_server_module())
-    host = PolicyHost()
-    probe_stages(host.policy_server, queued=False)
-    service = ShmService(host, _name())
+    service = ShmService(PolicyHost(), _name())
     service.start()
     return service.uri, service
 

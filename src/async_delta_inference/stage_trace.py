@@ -12,7 +12,9 @@ from pathlib import Path
 from async_delta_inference import stages
 from async_delta_inference.stages import Mark
 
-__all__ = ["StageSpan", "read_marks", "spans_of", "write_marks", "write_trace"]
+__all__ = ["StageSpan", "read_marks", "spans_of", "write_trace"]
+
+_MARKS = "asyncDeltaMarks"
 
 _CLIENT, _WIRE, _SERVER = 1, 2, 3
 _TRACK_NAMES = {_CLIENT: "client", _WIRE: "transport", _SERVER: "server"}
@@ -66,9 +68,14 @@ def spans_of(marks: Iterable[Mark]) -> list[StageSpan]:
 def write_trace(path: Path, marks: Iterable[Mark]) -> None:
     """Write Chrome's trace format: one complete event per stage, microseconds, on the tracks client, transport, server.
 
+    Args:
+        path: Its folder is made; the file is there whole or not at all.
+        marks: Of one session. They stand in the file too, under a key that viewers ignore, for `read_marks`.
+
     Raises:
         OSError: It cannot be written.
     """
+    marks = list(marks)
     events: list[dict[str, object]] = [
         {"name": "thread_name", "ph": "M", "pid": 1, "tid": track, "args": {"name": name}}
         for track, name in _TRACK_NAMES.items()
@@ -86,31 +93,18 @@ def write_trace(path: Path, marks: Iterable[Mark]) -> None:
         }
         for span in spans_of(marks)
     ]
-    _write(path, {"traceEvents": events, "displayTimeUnit": "ms"})
-
-
-def write_marks(path: Path, marks: Iterable[Mark]) -> None:
-    """Write marks as they are, for another process to join to its own.
-
-    Raises:
-        OSError: It cannot be written.
-    """
-    _write(path, list(marks))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps({"traceEvents": events, "displayTimeUnit": "ms", _MARKS: marks}))
+    os.replace(partial, path)
 
 
 def read_marks(path: Path) -> list[Mark]:
-    """What `write_marks` wrote.
+    """The marks in a file of `write_trace`, to be joined to those of another process.
 
     Raises:
         OSError: It cannot be read.
-        ValueError: It is something else.
+        ValueError, LookupError: It is something else.
     """
-    return [(str(stage), int(timestep), int(at_ns)) for stage, timestep, at_ns in json.loads(path.read_text())]
-
-
-def _write(path: Path, content: object) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Whole or not at all: the reader may look at any time.
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content))
-    os.replace(partial, path)
+    marks = json.loads(path.read_text())[_MARKS]
+    return [(str(stage), int(timestep), int(at_ns)) for stage, timestep, at_ns in marks]

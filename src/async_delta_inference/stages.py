@@ -56,7 +56,7 @@ FORWARD = "forward"
 POSTPROCESS = "postprocess"
 """The policy's postprocessor, and the chunk put together."""
 REPLY = "reply"
-"""The chunk is at the client."""
+"""The chunk is at the client; in shared memory, where it waits until the control loop looks, that includes the wait."""
 MERGE = "merge"
 """The chunk is in the client's queue."""
 

@@ -77,6 +77,8 @@ class SimClientConfig:
     """Write one trajectories/*.npz per episode."""
     debug_visualize_queue_size: bool = False
     """Write queue_size.png: queued actions over the steps."""
+    trace: Path | None = None
+    """Write where the time of every chunk goes to this file, for https://ui.perfetto.dev."""
     progress: bool = True
     """Show a progress bar."""
 

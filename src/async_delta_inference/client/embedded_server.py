@@ -32,9 +32,10 @@ class EmbeddedServer:
         transport: Scheme to serve on.
         fps: Control steps per second, for the timestamps that PolicyServer computes.
         log_path: Of the file that takes what the server prints.
+        trace: Of the file that takes its stages at its end; none: they are not recorded.
     """
 
-    def __init__(self, transport: str, fps: float, log_path: Path) -> None:
+    def __init__(self, transport: str, fps: float, log_path: Path, trace: Path | None = None) -> None:
         self.log_path = log_path
         log_path.parent.mkdir(parents=True, exist_ok=True)
         address = f"shm://embedded-{uuid.uuid4().hex[:12]}" if transport == "shm" else "127.0.0.1:0"
@@ -47,6 +48,7 @@ class EmbeddedServer:
             "--inference_latency=0",
             f"--announce_fd={write_end}",
             "--exit_with_stdin=true",
+            *([] if trace is None else [f"--trace={trace}"]),
         ]
         try:
             with log_path.open("wb") as log:

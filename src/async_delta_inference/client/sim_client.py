@@ -25,6 +25,7 @@ from async_delta_inference.client.observers import Observers, RunObserver
 from async_delta_inference.client.output import default_output_dir
 from async_delta_inference.client.results import EvaluationResult
 from async_delta_inference.client.run_files import configured_observers
+from async_delta_inference.client.run_trace import RunTrace
 from async_delta_inference.errors import ConfigError, FeatureMismatchError, TransportTimeout
 from async_delta_inference.transport import PolicySpec, Transport, open_transport
 
@@ -66,6 +67,7 @@ class SimClient:
         self._environments = None if environments is None else list(environments)
         self._observer = Observers([*configured_observers(config, self.output_dir), *observers])
         self._server: EmbeddedServer | None = None
+        self._trace: RunTrace | None = None
         self._transport: Transport | None = None
         self._source: ChunkSource | None = None
         self._source_exists = threading.Event()
@@ -94,11 +96,14 @@ class SimClient:
         """
         config = self.config
         checkpoint = local_checkpoint(config.pretrained_name_or_path)
+        if config.trace is not None:
+            self._trace = RunTrace(config.trace)
         if config.uri is None:
             # First, since it loads for as long as the environments do.
             fps = config.fps or getattr(config.env, "fps", None) or 30
             assert config.transport is not None  # resolved by the configuration
-            self._server = EmbeddedServer(config.transport, float(fps), self.output_dir / "server.log")
+            trace = None if self._trace is None else self._trace.server_path
+            self._server = EmbeddedServer(config.transport, float(fps), self.output_dir / "server.log", trace)
         try:
             if self._environments is None:
                 self._environments = make_environments(config.env)
@@ -170,6 +175,8 @@ class SimClient:
             environment.close()
         if self._server is not None:
             self._server.stop()
+        if self._trace is not None:
+            self._trace.finish()
 
     def _run_task(self, loop: ControlLoop, environment: Environment, task: str) -> None:
         try:

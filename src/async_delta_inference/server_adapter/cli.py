@@ -8,10 +8,13 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
+from async_delta_inference import stages
 from async_delta_inference.command_line import parse_arguments, run_command
 from async_delta_inference.errors import ConfigError
+from async_delta_inference.stage_trace import write_trace
 from async_delta_inference.transport.registry import split_uri
 
 __all__ = ["ServeConfig", "main"]
@@ -47,6 +50,8 @@ class ServeConfig:
     """Seconds that gRPC's GetActions waits for an observation."""
     announce_fd: int | None = None
     """File descriptor to write the URIs to once they are served, one line each."""
+    trace: Path | None = None
+    """Write where the time of every chunk goes to this file at the end, for https://ui.perfetto.dev."""
     exit_with_stdin: bool = False
     """End when standard input does: whoever holds its other end is gone."""
 
@@ -93,6 +98,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _serve(config: ServeConfig) -> int:
     with ExitStack() as stack:
+        if config.trace is not None:
+            stages.start()
+            stack.callback(_write_trace, config.trace)
         services = [_make_service(scheme, address, config) for scheme, address in config.listen_on()]
         for service in services:
             service.start()
@@ -109,6 +117,7 @@ def _make_service(scheme: str, address: str, config: ServeConfig) -> Service:
     if scheme == "grpc":
         from async_delta_inference.server_adapter.grpc_service import GrpcService
         from async_delta_inference.server_adapter.policy_host import load_policy_server_module
+        from async_delta_inference.server_adapter.stage_probe import probe_stages
 
         module = load_policy_server_module()
         server_config = module.PolicyServerConfig(
@@ -116,7 +125,10 @@ def _make_service(scheme: str, address: str, config: ServeConfig) -> Service:
             inference_latency=config.inference_latency,
             obs_queue_timeout=config.obs_queue_timeout,
         )
-        return GrpcService(module.PolicyServer(server_config), address)
+        policy_server = module.PolicyServer(server_config)
+        if config.trace is not None:
+            probe_stages(policy_server)
+        return GrpcService(policy_server, address)
     from async_delta_inference.server_adapter.policy_host import PolicyHost
     from async_delta_inference.server_adapter.shm_service import ShmService
 
@@ -137,6 +149,13 @@ def _announce(announce_fd: int | None, uris: Sequence[str]) -> None:
         return
     with os.fdopen(announce_fd, "w") as announcement:
         announcement.write("\n".join(uris) + "\n")
+
+
+def _write_trace(path: Path) -> None:
+    try:
+        write_trace(path, stages.take())
+    except OSError as exc:
+        raise ConfigError(f"--trace={path} cannot be written: {exc}") from exc
 
 
 def _wait(exit_with_stdin: bool) -> None:

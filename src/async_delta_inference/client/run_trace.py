@@ -1,0 +1,54 @@
+"""``--trace``: where the time of a run's chunks went, client's and embedded server's stages in one file."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from async_delta_inference import stages
+from async_delta_inference.errors import ConfigError
+from async_delta_inference.stage_trace import read_marks, write_trace
+
+__all__ = ["RunTrace"]
+
+logger = logging.getLogger(__name__)
+
+
+class RunTrace:
+    """Records from its making until `finish`.
+
+    A server that was there before the run knows nothing of this: its own ``--trace`` records its part.
+
+    Args:
+        path: Of the file to write.
+
+    Raises:
+        ConfigError: Its folder cannot be made.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.server_path = path.with_name(path.name + ".server")
+        """Where an embedded server leaves its part."""
+        self._finished = False
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as exc:
+            raise ConfigError(f"--trace={path} cannot be written: {exc}") from exc
+        stages.start()
+
+    def finish(self) -> None:
+        """Write the file, once the server has ended; idempotent."""
+        if self._finished:
+            return
+        self._finished = True
+        marks = stages.take()
+        stages.stop()
+        try:
+            if self.server_path.is_file():
+                marks += read_marks(self.server_path)
+                self.server_path.unlink()
+            write_trace(self._path, marks)
+        except (OSError, ValueError, LookupError):
+            # The evaluation is over and its results are written: this is no reason to lose them.
+            logger.exception("cannot write the trace %s", self._path)
