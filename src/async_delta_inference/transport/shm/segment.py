@@ -126,7 +126,7 @@ class Segment:
             names.unlink()
             raise
         buffer[:_PAGE_BYTES] = layout.header().ljust(_PAGE_BYTES, b"\0")
-        _touch(buffer, 0, layout.segment_bytes)
+        _touch(buffer)
         return cls(layout, buffer, semaphores)
 
     @classmethod
@@ -147,7 +147,7 @@ class Segment:
         header = layout.header()
         if buffer[: len(header)] != header:
             raise ProtocolError("the header of the server's segment is not what was agreed")
-        _touch(buffer, layout.observation_slots_offset, layout.action_slots_offset)
+        _touch(buffer)
         return cls(layout, buffer, semaphores)
 
     def observation_writer(self) -> ObservationWriter:
@@ -239,9 +239,9 @@ def _map(name: str, size: int) -> mmap.mmap:
         memory.close_fd()
 
 
-def _touch(buffer: mmap.mmap, start: int, end: int) -> None:
-    """Write to every page, because a first touch costs forty times a warm one; only pages that nobody uses yet."""
-    pages = np.frombuffer(buffer, np.uint8)[start:end:_PAGE_BYTES]
+def _touch(buffer: mmap.mmap) -> None:
+    """Write to every page, because a first touch costs forty times a warm one; while nobody uses them yet."""
+    pages = np.frombuffer(buffer, np.uint8)[::_PAGE_BYTES]
     pages[:] = pages
 
 
