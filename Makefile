@@ -10,7 +10,7 @@ export MUJOCO_GL ?= egl
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help setup demo test test-slow check format lock clean
+.PHONY: help setup demo test test-slow check format bench bench-check lock clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -44,6 +44,12 @@ check: $(READY)  ## lint, types, layers
 format: $(READY)  ## format the code
 	$(VENV)/bin/ruff check --fix src tests benchmarks examples
 	$(VENV)/bin/ruff format src tests benchmarks examples
+
+bench: $(READY)  ## compare the transports, a quarter of an hour; results in outputs/bench
+	$(PYTHON) benchmarks/latency.py
+
+bench-check: $(READY)  ## compare a quick run's ratios with the limits
+	$(PYTHON) benchmarks/check.py
 
 lock:  ## pin the dependencies anew in requirements.txt
 	./scripts/lock.sh

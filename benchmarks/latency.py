@@ -63,11 +63,12 @@ class Run:
             AsyncDeltaError: A server does not start, or a reply is wrong.
         """
         started_s = time.monotonic()
-        preload()
         from harness.machine import describe_machine
         from harness.stage_figures import recorder_cost
 
-        import async_delta_inference.transport.grpc  # noqa: F401 - loads torch: not while something is measured
+        if set(self._plan.kinds) - {"shm"}:
+            preload()
+            import async_delta_inference.transport.grpc  # noqa: F401 - loads torch: not while something is measured
 
         environment: dict[str, Any] = {"run": self._plan.name, **describe_machine(), "stage_recorder": recorder_cost()}
         with ExitStack() as stack:
