@@ -103,7 +103,7 @@ class Segment:
         self.observations = [self._observation(slot) for slot in range(layout.observation_slots)]
         self.tasks = [self._task(slot) for slot in range(layout.observation_slots)]
         self.actions = [self._actions(slot) for slot in range(layout.action_slots)]
-        self.texts = [self._text(slot) for slot in range(layout.action_slots)]
+        self.action_bytes = [self._action_bytes(slot) for slot in range(layout.action_slots)]
 
     @classmethod
     def create(cls, names: SegmentNames, layout: SegmentLayout) -> Segment:
@@ -205,9 +205,9 @@ class Segment:
     def _actions(self, slot: int) -> NDArray[np.float32]:
         return np.ndarray(self.layout.chunk_shape, np.float32, self._memory, self.layout.action_slot_offset(slot))
 
-    def _text(self, slot: int) -> memoryview:
+    def _action_bytes(self, slot: int) -> memoryview:
         start = self.layout.action_slot_offset(slot)
-        return self._memory[start : start + MAX_ERROR_BYTES]
+        return self._memory[start : start + self.layout.action_slot_bytes]
 
 
 def _prefix(server: str) -> str:

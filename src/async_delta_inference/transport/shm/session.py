@@ -80,8 +80,7 @@ class Session:
         self._segment = segment
         self._infer = handler.infer
         self._chunk_shape = (policy.actions_per_chunk, policy.action_dim)
-        self._chunk_rows = policy.actions_per_chunk
-        self._actions = segment.actions
+        self._action_bytes = segment.action_bytes
         self._reader = segment.observation_reader()
         self._writer = segment.action_writer()
         self._over = False
@@ -158,11 +157,8 @@ class Session:
         if not self._writer.room and not self._await_room():
             return
         rows = len(actions)
-        target = self._actions[self._writer.claim()]
-        if rows == self._chunk_rows:
-            target[...] = actions
-        else:
-            target[:rows] = actions
+        data = actions.tobytes()  # Two plain copies: an assignment looks for a cast first.
+        self._action_bytes[self._writer.claim()][: len(data)] = data
         self._writer.publish(timestep, timestamp_s, CHUNK_KIND, rows, 0)
 
     def _read_task(self, slot: int, number: int, size: int) -> None:
@@ -191,7 +187,7 @@ class Session:
         if not self._writer.room and not self._await_room():
             return
         encoded = text.encode("utf-8", "replace")[:MAX_ERROR_BYTES]
-        self._segment.texts[self._writer.claim()][: len(encoded)] = encoded
+        self._action_bytes[self._writer.claim()][: len(encoded)] = encoded
         self._writer.publish(to.timestep, to.timestamp_s, kind, 0, len(encoded))
 
     def _await_room(self) -> bool:
@@ -210,7 +206,7 @@ class Session:
                 if time.monotonic() > deadline_s:
                     raise ProtocolError(
                         f"the client has not read its actions for {REPLY_TIMEOUT_S:g} s: all "
-                        f"{len(self._actions)} slots are full"
+                        f"{len(self._action_bytes)} slots are full"
                     ) from None
         return False
 
