@@ -81,7 +81,7 @@ class EpisodeResult:
 
     @property
     def sum_reward(self) -> float:
-        """Sum over the steps, in float32 as lerobot-eval sums."""
+        """Sum over the steps."""
         return float(np.sum(self.rewards)) if self.length else 0.0
 
     @property
