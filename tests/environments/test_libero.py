@@ -69,7 +69,7 @@ def test_episodes_are_lerobots(suite: str, task_id: int, length: int, episodes: 
     assert [episode.init_state_id for episode in ours] == list(range(episodes))
 
 
-@pytest.mark.parametrize("length", [12, pytest.param(280, marks=LONG)])
+@pytest.mark.parametrize("length", [8, pytest.param(280, marks=LONG)])
 def test_rendering_on_demand_changes_nothing(basket: Environment, length: int) -> None:
     """Whole episodes: states, rewards and the frames that were rendered, videos or not."""
     restart(basket)
