@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -40,6 +41,7 @@ ELEMENTWISE_STEPS = frozenset({"UnnormalizerProcessorStep", "DeviceProcessorStep
 
 _STATE_KEY = "observation.state"
 _IMAGE_PREFIX = "observation.images."
+_WHITE = np.float32(255)
 
 
 def are_as_tested(policy_server_module: Any, helpers_module: Any) -> bool:
@@ -59,7 +61,7 @@ def digest(policy_server_module: Any, helpers_module: Any) -> str:
 
 
 class Preparation:
-    """Makes the policy's input of an observation, each image read once and written once.
+    """Makes the policy's input of an observation.
 
     Args:
         image_features: The policy's, by LeRobot key; shapes are (channels, height, width).
@@ -85,19 +87,22 @@ class Preparation:
             "task": observation.task,
         }
         for name, image in observation.images.items():
-            batch[_IMAGE_PREFIX + name] = self._image(torch.from_numpy(image), self._shapes[_IMAGE_PREFIX + name])
+            batch[_IMAGE_PREFIX + name] = self._image(image, self._shapes[_IMAGE_PREFIX + name])
         return batch
 
-    def _image(self, image: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    def _image(self, image: NDArray[np.uint8], shape: tuple[int, ...]) -> torch.Tensor:
         height, width, channels = image.shape
         if shape[1:] == (height, width):
-            planes = image.permute(2, 0, 1)
+            planes = np.empty((channels, height, width), np.uint8)
+            # Tearing the channels apart as bytes, then dividing what is contiguous, takes two thirds of the time that
+            # one transposing pass takes.
+            cv2.split(image, list(planes))
         else:
-            planes = self._resize(image, shape)
-            channels, height, width = planes.shape
-        result = torch.empty((1, channels, height, width), dtype=torch.float32)
-        result[0].copy_(planes)
-        return result.div_(255)
+            planes = self._resize(torch.from_numpy(image), shape).numpy()
+        result = np.empty((1, *planes.shape), np.float32)
+        # The quotient itself: a product with 1 / 255 differs in the last bit.
+        np.divide(planes, _WHITE, out=result[0])
+        return torch.from_numpy(result)
 
 
 class Postprocessor:
