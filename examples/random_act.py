@@ -22,7 +22,7 @@ def build_random_act(
     features: ObservationFeatures,
     action_dim: int,
     *,
-    image_size: int = 96,
+    image_size: int | None = 96,
     chunk_size: int = 50,
     seed: int = 0,
     action_scale: float = 0.2,
@@ -33,7 +33,7 @@ def build_random_act(
         folder: To write to.
         features: What the policy will observe.
         action_dim: Length A of its actions.
-        image_size: Height and width of the policy's images; the server resizes to them.
+        image_size: Height and width of the policy's images, to which the server resizes; None: as observed.
         chunk_size: Actions per chunk.
         seed: Of the weights.
         action_scale: Standard deviation of the actions, so that they move a robot without flinging it.
@@ -47,10 +47,13 @@ def build_random_act(
     from lerobot.policies.act.modeling_act import ACTPolicy
 
     torch.manual_seed(seed)
-    cameras = [f"observation.images.{name}" for name in features.images]
+    cameras = {f"observation.images.{name}": shape for name, shape in features.images.items()}
     config = ACTConfig(
         input_features={
-            **{key: PolicyFeature(FeatureType.VISUAL, (3, image_size, image_size)) for key in cameras},
+            **{
+                key: PolicyFeature(FeatureType.VISUAL, (3, image_size or height, image_size or width))
+                for key, (height, width, _) in cameras.items()
+            },
             "observation.state": PolicyFeature(FeatureType.STATE, (features.state_dim,)),
         },
         output_features={"action": PolicyFeature(FeatureType.ACTION, (action_dim,))},
@@ -68,7 +71,7 @@ def build_random_act(
     )
     ACTPolicy(config).save_pretrained(folder)
     for processor in make_pre_post_processors(
-        config, dataset_stats=_stats(cameras, features, action_dim, action_scale)
+        config, dataset_stats=_stats(list(cameras), features, action_dim, action_scale)
     ):
         processor.save_pretrained(folder)
     return folder
@@ -103,6 +106,8 @@ class RandomActConfig:
 
 def main() -> None:
     """Build the checkpoint unless it is there."""
+    import async_delta_inference.client.environments.gymnasium_id  # noqa: F401 - a choice of --env.type
+
     config = draccus.parse(RandomActConfig)
     from async_delta_inference.client.environments.registry import make_environments
 

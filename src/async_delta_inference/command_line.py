@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import signal
 import sys
 import warnings
@@ -50,23 +49,19 @@ def parse_arguments[ConfigT](config_class: type[ConfigT], arguments: Sequence[st
         ConfigError: A flag is unknown, missing, or cannot have that value; one line.
         SystemExit: ``--help`` was printed.
     """
-    import draccus
+    from draccus.argparsing import ArgumentParser
+    from draccus.utils import DraccusException
 
-    original_error = argparse.ArgumentParser.error
-    original_prog = sys.argv[0]
+    parser = ArgumentParser(config_class=config_class, prog=program)
     # argparse would print its usage, two screens of it, and exit.
-    argparse.ArgumentParser.error = _raise_usage  # type: ignore[method-assign]
-    sys.argv[0] = program
+    parser.parser.error = _refuse
     try:
-        config: ConfigT = draccus.parse(config_class, args=None if arguments is None else list(arguments))
+        config: ConfigT = parser.parse_args(None if arguments is None else list(arguments))
         return config
-    except (draccus.utils.DraccusException, TypeError, ValueError, KeyError) as exc:
+    except (DraccusException, TypeError, ValueError, KeyError) as exc:
         if isinstance(exc, AsyncDeltaError):
             raise
         raise ConfigError(_one_line(exc)) from exc
-    finally:
-        argparse.ArgumentParser.error = original_error  # type: ignore[method-assign]
-        sys.argv[0] = original_prog
 
 
 def _one_line(exc: BaseException) -> str:
@@ -78,7 +73,7 @@ def _one_line(exc: BaseException) -> str:
     return text if isinstance(reason, AsyncDeltaError) else f"{text} (see --help for the flags)"
 
 
-def _raise_usage(_: argparse.ArgumentParser, message: str) -> NoReturn:
+def _refuse(message: str) -> NoReturn:
     raise ConfigError(f"{message} (see --help for the flags)")
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -135,13 +134,8 @@ def assert_same(ours: list[EpisodeResult], theirs: list[Recorded]) -> None:
 def checkpoint_for(env_config: Any, chunk_size: int, folder: Path) -> Path:
     """A random ACT that sees images in the environment's own size: PolicyServer would resize them, lerobot-eval not."""
     environment = make_environments(env_config)[0]
-    features = environment.features
-    build_random_act(folder, features, environment.action_dim, chunk_size=chunk_size)
+    build_random_act(folder, environment.features, environment.action_dim, image_size=None, chunk_size=chunk_size)
     environment.close()
-    saved = json.loads((folder / "config.json").read_text())
-    for name, (height, width, channels) in features.images.items():
-        saved["input_features"][f"observation.images.{name}"]["shape"] = [channels, height, width]
-    (folder / "config.json").write_text(json.dumps(saved))
     return folder
 
 

@@ -30,8 +30,9 @@ def _parse(arguments: Sequence[str] | None) -> SimClientConfig:
     except ModuleNotFoundError as exc:
         raise MissingExtraError("lerobot", "async-delta-eval") from exc
 
-    # Environments and policies of LeRobot's plugin packages become choices of --env.type.
+    # Environments of LeRobot's plugin packages, and any gymnasium id, become choices of --env.type.
     register_third_party_plugins()
+    import async_delta_inference.client.environments.gymnasium_id  # noqa: F401
 
     @dataclass(kw_only=True)
     class EvalConfig(SimClientConfig):

@@ -107,6 +107,8 @@ class ControlLoop:
         self._result = EpisodeResult(
             environment.task_group, environment.task_id, episode, seed, environment.init_state_id, reset_s=reset_s
         )
+        if config.on_starvation == "hold":
+            environment.hold_action()  # Where nobody said how it holds, a run must end here and not at its first stall.
         self._observer.episode_started(environment, episode)
         instruction = task or environment.task_description
         steps = _StepLog()

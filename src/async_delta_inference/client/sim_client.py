@@ -72,6 +72,8 @@ class SimClient:
         self._source: ChunkSource | None = None
         self._source_exists = threading.Event()
         self._stopped = threading.Event()
+        # A rendering context belongs to the thread that steps: while the loop runs, it closes the environments itself.
+        self._looping = False
 
     @property
     def running(self) -> bool:
@@ -142,6 +144,7 @@ class SimClient:
         queue = ActionQueue(environments[0].action_dim, aggregate_function(self.config.aggregate_fn_name))
         self.result = EvaluationResult(fps=self.fps)
         started_s = time.perf_counter()
+        self._looping = True
         self._observer.run_started(environments, self.config.n_episodes)
         try:
             clock = self._make_clock(queue)
@@ -152,6 +155,8 @@ class SimClient:
                 self._run_task(loop, environment, task or self.config.task)
         finally:
             self.result.eval_s = time.perf_counter() - started_s
+            self._looping = False
+            self._close_environments()
             self._observer.run_ended(self.result)
         return self.result
 
@@ -171,12 +176,16 @@ class SimClient:
         self._source_exists.set()
         if self._transport is not None:
             self._transport.close()
-        for environment in self._environments or ():
-            environment.close()
+        if not self._looping:
+            self._close_environments()
         if self._server is not None:
             self._server.stop()
         if self._trace is not None:
             self._trace.finish()
+
+    def _close_environments(self) -> None:
+        for environment in self._environments or ():
+            environment.close()
 
     def _run_task(self, loop: ControlLoop, environment: Environment, task: str) -> None:
         try:

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from async_delta_inference.errors import ProtocolError
+from async_delta_inference.transport.grpc.storage import load_storage
 
 __all__ = ["TimedActionRecord", "loads_actions"]
 
@@ -61,7 +61,7 @@ def loads_actions(data: bytes) -> list[TimedActionRecord]:
 class _Storage:
     """The elements behind a tensor, flat."""
 
-    elements: torch.Tensor
+    elements: NDArray[np.float32]
 
 
 class _ActionUnpickler(pickle.Unpickler):
@@ -91,12 +91,7 @@ class _ActionUnpickler(pickle.Unpickler):
         if not isinstance(data, bytes):
             raise ProtocolError("the server sent a tensor whose storage is not bytes")
         if data not in self._storages:
-            # weights_only: torch's own restricted reader, which runs nothing either.
-            storage = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-            if not isinstance(storage, torch.storage.TypedStorage):
-                raise ProtocolError(f"the server sent {type(storage).__name__} where a tensor's storage belongs")
-            elements = torch.empty(0, dtype=storage.dtype).set_(storage._untyped_storage)
-            self._storages[data] = _Storage(elements)
+            self._storages[data] = _Storage(load_storage(data))
         return self._storages[data]
 
 
@@ -114,10 +109,10 @@ def _rebuild_tensor(
     length, step = size[0], stride[0]
     if not 1 <= length <= MAX_ACTION_ELEMENTS or step < 0 or offset < 0:
         raise ProtocolError(f"the server sent an action of size {length}, stride {step}, offset {offset}")
-    if offset + (length - 1) * step >= storage.elements.numel():
+    if offset + (length - 1) * step >= len(storage.elements):
         raise ProtocolError("the server sent an action that lies outside its own data")
-    action = torch.as_strided(storage.elements, (length,), (step,), offset)
-    return action.to(torch.float32).numpy().copy()
+    action: NDArray[np.float32] = storage.elements[offset + step * np.arange(length)]
+    return action
 
 
 def _check_record(record: object) -> None:
