@@ -392,15 +392,15 @@ def test_absurd_offer(shm_folder: Path, answer: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "fields",
     [
-        (2, 1, 0.0, CHUNK_KIND, 1, 0),
-        (1, 2, 0.0, CHUNK_KIND, 1, 0),  # a timestep that was never sent
-        (1, 1, float("nan"), CHUNK_KIND, 1, 0),
-        (1, 1, 0.0, 0, 1, 0),
-        (1, 1, 0.0, 9, 1, 0),
-        (1, 1, 0.0, CHUNK_KIND, 0, 0),
-        (1, 1, 0.0, CHUNK_KIND, ROWS + 1, 0),
-        (1, 1, 0.0, CHUNK_KIND, 2**32 - 1, 0),
-        (1, 1, 0.0, ERROR_KIND, 0, 2**32 - 1),
+        (2, 1, 0.0, 0, CHUNK_KIND, 1, 0),
+        (1, 2, 0.0, 0, CHUNK_KIND, 1, 0),  # a timestep that was never sent
+        (1, 1, float("nan"), 0, CHUNK_KIND, 1, 0),
+        (1, 1, 0.0, 0, 0, 1, 0),
+        (1, 1, 0.0, 0, 9, 1, 0),
+        (1, 1, 0.0, 0, CHUNK_KIND, 0, 0),
+        (1, 1, 0.0, 0, CHUNK_KIND, ROWS + 1, 0),
+        (1, 1, 0.0, 0, CHUNK_KIND, 2**32 - 1, 0),
+        (1, 1, 0.0, 0, ERROR_KIND, 0, 2**32 - 1),
     ],
 )
 def test_absurd_reply_is_a_protocol_error_that_sticks(shm_folder: Path, fields: tuple[Any, ...]) -> None:
@@ -425,7 +425,7 @@ def test_actions_that_are_not_finite_are_a_protocol_error(
         segment.actions[1][...] = 3e38  # large, and finite
         segment.actions[1][where] = value
         writer = segment.action_writer()
-        writer.publish(1, 0.0, CHUNK_KIND, ROWS, 0)
+        writer.publish(1, 0.0, 0, CHUNK_KIND, ROWS, 0)
         with pytest.raises(ProtocolError, match="finite"):
             transport.receive_actions(5.0)
 
@@ -434,7 +434,7 @@ def test_large_finite_actions_pass(shm_folder: Path) -> None:
     with session_with_a_hostile_server() as (transport, _, segment):
         transport.send_observation(make_observation(1))
         segment.actions[1][...] = np.finfo(np.float32).max
-        segment.action_writer().publish(1, 0.0, CHUNK_KIND, ROWS, 0)
+        segment.action_writer().publish(1, 0.0, 0, CHUNK_KIND, ROWS, 0)
         chunk = transport.receive_actions(5.0)
         assert chunk is not None
         assert (chunk.actions == np.finfo(np.float32).max).all()
@@ -469,7 +469,7 @@ def _do_harm(rng: random.Random, timestep: int, connection: Connection, segment:
     end = min(len(buffer), start + rng.randrange(1, 3000))
     buffer[start:end] = rng.randbytes(end - start)
     if rng.randrange(2):
-        segment.action_writer().publish(timestep, 0.0, rng.randrange(5), rng.randrange(12), 5)
+        segment.action_writer().publish(timestep, 0.0, 0, rng.randrange(5), rng.randrange(12), 5)
     _try_release(segment.actions_ready, rng.randrange(3))
     if rng.randrange(4) == 0:
         with suppress(OSError):

@@ -121,7 +121,7 @@ def reply(shared: Shared, writer: ActionWriter, timestep: int) -> None:
     slot = writer.claim()
     shared.store(("chunk", slot, 0), timestep)
     shared.store(("chunk", slot, 1), timestep)
-    writer.publish(timestep, 0.0, CHUNK_KIND, 1, 0)
+    writer.publish(timestep, 0.0, 0, CHUNK_KIND, 1, 0)
 
 
 def action_source(count: int) -> Callable[[Shared], None]:

@@ -108,6 +108,17 @@ def test_stale_socket_is_taken_over(shm_folder: Path) -> None:
     assert left_behind(shm_folder) == []
 
 
+def test_stale_sockets_of_other_names_are_removed_and_live_ones_stay(shm_folder: Path, endpoint: ShmEndpoint) -> None:
+    with actor("serve", "embedded-by-somebody-killed") as server:
+        server.wait_for("ready")
+        server.kill()
+    other = ShmEndpoint("other", ChecksumHandler())
+    other.start()
+    assert left_behind(shm_folder) == ["here.sock", "other.sock"]
+    connect()
+    other.stop()
+
+
 def test_second_server_is_refused(endpoint: ShmEndpoint) -> None:
     second = ShmEndpoint("here", ChecksumHandler())
     with pytest.raises(ConfigError, match="already listening"):

@@ -283,7 +283,7 @@ class ShmExchange(Transport):
             PolicyError: The policy raised.
             ProtocolError: It is not a message.
         """
-        sequence, timestep, timestamp_s, kind, rows, text_bytes = self._reader.take()
+        sequence, timestep, timestamp_s, published_ns, kind, rows, text_bytes = self._reader.take()
         self._writer.answered = sequence
         if timestep > self._newest:
             raise ProtocolError(f"the server answers timestep {timestep}; the newest sent is {self._newest}")
@@ -296,7 +296,7 @@ class ShmExchange(Transport):
             actions = self._actions[slot]
             actions = actions.copy() if rows == self._chunk_rows else actions[:rows].copy()
             check_finite(actions, timestep)
-            return ActionChunk(actions, timestep, timestamp_s)
+            return ActionChunk(actions, timestep, timestamp_s, published_ns)
         text = self._texts[slot][:text_bytes].tobytes().decode("utf-8", "replace")
         if kind == ERROR_KIND:
             raise PolicyError(text, timestep)

@@ -42,8 +42,8 @@ action slot, offset of the observation slots, offset of the action slots."""
 OBSERVATION_RECORD = struct.Struct("@QQQdIIII")
 """sequence (from 1), timestep, episode, timestamp_s, slot, number of the task, bytes of the task, flags."""
 
-ACTION_RECORD = struct.Struct("@QQdIII")
-"""sequence (from 1), timestep, timestamp_s, kind, rows, bytes of text."""
+ACTION_RECORD = struct.Struct("@QQdQIII")
+"""sequence (from 1), timestep, timestamp_s, published_ns (monotonic), kind, rows, bytes of text."""
 
 MUST_GO_FLAG = 1
 

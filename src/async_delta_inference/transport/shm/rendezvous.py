@@ -104,6 +104,7 @@ def listen(path: Path) -> socket.socket:
             if _is_alive(path):
                 raise ConfigError(f"a server is already listening at {path}: stop it, or take another name")
             path.unlink()
+        _remove_stale_sockets(path.parent)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             listener.bind(os.fspath(path))
@@ -180,6 +181,13 @@ def _try_lock(descriptor: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def _remove_stale_sockets(folder: Path) -> None:
+    """Servers that were killed leave theirs, and an embedded server's name is never taken again."""
+    for path in folder.glob("*.sock"):
+        if stat.S_ISSOCK(path.lstat().st_mode) and not _is_alive(path):
+            path.unlink()
 
 
 def _exists(path: Path) -> bool:

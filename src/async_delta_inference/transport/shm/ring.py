@@ -31,8 +31,8 @@ __all__ = ["ActionReader", "ActionWriter", "ObservationReader", "ObservationWrit
 ObservationRecord = tuple[int, int, int, float, int, int, int, int]
 """sequence, timestep, episode, timestamp_s, slot, number of the task, bytes of the task, flags."""
 
-ActionRecord = tuple[int, int, float, int, int, int]
-"""sequence, timestep, timestamp_s, kind, rows, bytes of text."""
+ActionRecord = tuple[int, int, float, int, int, int, int]
+"""sequence, timestep, timestamp_s, published_ns, kind, rows, bytes of text."""
 
 RETURN_TIMEOUT_S = 1.0
 
@@ -225,10 +225,21 @@ class ActionWriter:
         """The slot to fill."""
         return self._sequence % self._slots
 
-    def publish(self, timestep: int, timestamp_s: float, kind: int, rows: int, text_bytes: int) -> None:
+    def publish(
+        self, timestep: int, timestamp_s: float, published_ns: int, kind: int, rows: int, text_bytes: int
+    ) -> None:
         """Hand the claimed slot to the client."""
         sequence = self._sequence
-        self._store(self._positions[sequence % self._slots], sequence, timestep, timestamp_s, kind, rows, text_bytes)
+        self._store(
+            self._positions[sequence % self._slots],
+            sequence,
+            timestep,
+            timestamp_s,
+            published_ns,
+            kind,
+            rows,
+            text_bytes,
+        )
         self._sequence = sequence + 1
         self.room -= 1
         self._ready.release()
@@ -272,7 +283,7 @@ class ActionReader:
         if sequence % self._half == 1 % self._half and sequence > self._half:
             self._free.release()  # The half before this message has been copied.
         record = self._load(self._positions[sequence % self._slots])
-        found, _, timestamp_s, kind, rows, text_bytes = record
+        found, _, timestamp_s, _, kind, rows, text_bytes = record
         if (
             found != sequence
             or rows > self._max_rows

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from time import monotonic_ns
 from typing import Protocol
 
 import numpy as np
@@ -159,7 +160,7 @@ class Session:
         rows = len(actions)
         data = actions.tobytes()  # Two plain copies: an assignment looks for a cast first.
         self._action_bytes[self._writer.claim()][: len(data)] = data
-        self._writer.publish(timestep, timestamp_s, CHUNK_KIND, rows, 0)
+        self._writer.publish(timestep, timestamp_s, monotonic_ns(), CHUNK_KIND, rows, 0)
 
     def _read_task(self, slot: int, number: int, size: int) -> None:
         encoded = self._segment.tasks[slot][:size].tobytes()
@@ -188,7 +189,7 @@ class Session:
             return
         encoded = text.encode("utf-8", "replace")[:MAX_ERROR_BYTES]
         self._action_bytes[self._writer.claim()][: len(encoded)] = encoded
-        self._writer.publish(to.timestep, to.timestamp_s, kind, 0, len(encoded))
+        self._writer.publish(to.timestep, to.timestamp_s, 0, kind, 0, len(encoded))
 
     def _await_room(self) -> bool:
         """Whether there is a slot for a reply; False when the session ended meanwhile.
