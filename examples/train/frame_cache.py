@@ -19,11 +19,11 @@ class FrameCache:
         stats: the dataset's statistics, with ImageNet's for images, as lerobot-train has them.
     """
 
-    def __init__(self, root: Path, chunk_size: int = 50) -> None:
-        """Reads the dataset at `root`, about a millisecond per image."""
+    def __init__(self, root: Path, chunk_size: int = 50, episodes: list[int] | None = None) -> None:
+        """Reads the dataset at `root`, about a millisecond per image; of it, only some episodes if they are given."""
         from lerobot.datasets import LeRobotDataset
 
-        dataset = LeRobotDataset(f"local/{root.name}", root=root)
+        dataset = LeRobotDataset(f"local/{root.name}", root=root, episodes=episodes)
         self._chunk_size = chunk_size
         columns: dict[str, list[Tensor]] = {}
         episode_index, is_rendered = [], []

@@ -103,7 +103,9 @@ def train(args: argparse.Namespace) -> None:
         save_initial_checkpoint(args.dataset, initial, ActSize(chunk_size=args.chunk_size), args.seed, args.resize_px)
     last = last_checkpoint(args.output)
     trainer = Trainer(
-        args, initial if last is None else last / "pretrained_model", FrameCache(args.dataset, args.chunk_size)
+        args,
+        initial if last is None else last / "pretrained_model",
+        FrameCache(args.dataset, args.chunk_size, args.episodes),
     )
     if last is not None:
         trainer.load_state(last)
@@ -130,6 +132,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--dataset", type=Path, required=True, help="folder of the LeRobotDataset")
     parser.add_argument("--output", type=Path, required=True, help="folder for the initial checkpoint and the run")
     parser.add_argument("--initial", type=Path, help="checkpoint to start from; a new one is built if not given")
+    parser.add_argument("--episodes", type=int, nargs="+", help="train on these episodes of the dataset only")
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--lr", type=float, default=2e-4)

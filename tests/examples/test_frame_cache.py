@@ -62,3 +62,9 @@ def test_every_epoch_shows_every_frame_once_in_its_own_order() -> None:
 
 def test_no_sample_starts_where_the_image_is_an_old_one(root: Path) -> None:
     assert FrameCache(root, CHUNK_SIZE).sample_frames.tolist() == [0, 2, 3, 5, 6]
+
+
+def test_episodes_that_were_not_chosen_are_left_out(root: Path) -> None:
+    cache = FrameCache(root, CHUNK_SIZE, episodes=[1])
+    assert cache.sample_frames.tolist() == [0, 2, 3]
+    assert cache.batch(torch.tensor([0]))["action"][0, :, 0].tolist() == [10, 11, 12, 13]
