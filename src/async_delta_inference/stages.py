@@ -56,9 +56,10 @@ FORWARD = "forward"
 POSTPROCESS = "postprocess"
 """The policy's postprocessor, and the chunk put together."""
 REPLY = "reply"
-"""The chunk is at the client; in shared memory, where it waits until the control loop looks, that includes the wait."""
+"""The chunk is there for the client to take."""
 MERGE = "merge"
-"""The chunk is in the client's queue."""
+"""The chunk is in the client's queue. Begins when it could have been taken: the client's waking, or the time until it
+looked, is in it."""
 
 STAGES = (CAPTURE, ENCODE, TRANSFER, WAIT, PREPARE, PREPROCESS, FORWARD, POSTPROCESS, REPLY, MERGE)
 """In order."""
