@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,11 +54,21 @@ def test_a_wait_for_a_busy_server_is_told_apart_from_the_transfer() -> None:
     assert [(span.stage, span.duration_ns) for span in spans] == [("wait", 60), ("transfer", 3), ("postprocess", 97)]
 
 
-def test_recorder_is_bounded() -> None:
-    recorder = stages.StageRecorder(capacity=3)
-    for timestep in range(5):
-        recorder.mark(stages.MERGE, timestep)
-    assert [timestep for _, timestep, _ in recorder.marks] == [2, 3, 4]
+def test_threads_do_not_mix_their_marks() -> None:
+    recorder = stages.start()
+
+    def add(stage: str) -> None:
+        for timestep in range(2000):
+            recorder.mark(stage, timestep)
+
+    threads = [threading.Thread(target=add, args=(stage,)) for stage in (stages.ENCODE, stages.MERGE)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    marks = recorder.take()
+    for stage in (stages.ENCODE, stages.MERGE):
+        assert [timestep for found, timestep, _ in marks if found == stage] == list(range(2000))
 
 
 def test_trace_is_chromes_format(tmp_path: Path) -> None:

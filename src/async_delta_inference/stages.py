@@ -14,8 +14,8 @@ Call sites look first, so that nothing is paid when it is off::
 
 from __future__ import annotations
 
-from collections import deque
 from time import monotonic_ns
+from typing import Any
 
 __all__ = [
     "BEGIN",
@@ -67,26 +67,33 @@ STAGES = (CAPTURE, ENCODE, TRANSFER, WAIT, PREPARE, PREPROCESS, FORWARD, POSTPRO
 Mark = tuple[str, int, int]
 """stage that ended, timestep, ``time.monotonic_ns()``."""
 
-_CAPACITY = 1_000_000
-"""Marks kept, the newest: some 100,000 chunks, 100 MB."""
-
 
 class StageRecorder:
-    """Keeps marks. Any thread may add one."""
+    """Keeps marks until they are taken, about 1 KB a chunk. Any thread may add one."""
 
-    __slots__ = ("_append", "marks")
+    __slots__ = ("_extend", "_flat")
 
-    def __init__(self, capacity: int = _CAPACITY) -> None:
-        self.marks: deque[Mark] = deque(maxlen=capacity)
-        self._append = self.marks.append
+    def __init__(self) -> None:
+        # Three entries a mark, one after the other: a tuple for each would cost a quarter more, most of it the garbage
+        # collector's. One call adds all three, so that no other thread's come in between.
+        self._flat: list[Any] = []
+        self._extend = self._flat.extend
 
     def mark(self, stage: str, timestep: int) -> None:
         """``stage`` of the chunk for ``timestep`` ends now."""
-        self._append((stage, timestep, monotonic_ns()))
+        self._extend((stage, timestep, monotonic_ns()))
 
     def mark_at(self, stage: str, timestep: int, at_ns: int) -> None:
         """``stage`` of the chunk for ``timestep`` ended at ``at_ns``, of ``time.monotonic_ns()``."""
-        self._append((stage, timestep, at_ns))
+        self._extend((stage, timestep, at_ns))
+
+    def take(self) -> list[Mark]:
+        """The marks so far, forgotten here."""
+        taken = self._flat[:]
+        # Not clear(): another thread may have added some meanwhile.
+        del self._flat[: len(taken)]
+        flat = iter(taken)
+        return list(zip(flat, flat, flat, strict=True))
 
 
 recorder: StageRecorder | None = None
@@ -110,6 +117,4 @@ def take() -> list[Mark]:
     """The marks so far, which the recorder forgets; empty when there is none."""
     if recorder is None:
         return []
-    marks = list(recorder.marks)
-    recorder.marks.clear()
-    return marks
+    return recorder.take()
