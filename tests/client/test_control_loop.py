@@ -17,7 +17,7 @@ import pytest
 from scripted_transport import ScriptedTransport, timestep_policy
 from stub_environment import StubEnvironment
 
-from async_delta_inference.client import SimClient, SimClientConfig
+from async_delta_inference.client import SimClient, SimClientConfig, StepResult
 from async_delta_inference.client.results import EpisodeResult, EvaluationResult
 from async_delta_inference.errors import ConfigError, PolicyError, TransportTimeout
 from async_delta_inference.transport import ActionChunk, Observation
@@ -371,6 +371,24 @@ def test_latencies_do_not_follow_the_wall_clock(run: Run, monkeypatch: pytest.Mo
 def test_control_loop_before_start_is_refused(run: Run) -> None:
     with pytest.raises(ConfigError, match="start"):
         run.client().control_loop()
+
+
+def test_actions_are_given_on_the_client_device(run: Run) -> None:
+    """cpu:0 is a device that every machine has and that is not the default."""
+    import torch
+
+    given: list[object] = []
+    environment = run.environments[0]
+    original = environment.step
+
+    def step(action: np.ndarray, *, render: bool = True) -> StepResult:
+        given.append(action)
+        return original(np.asarray(action), render=render)
+
+    environment.step = step  # type: ignore[method-assign]
+    episode = run.episode(client_device="cpu:0")
+    assert all(isinstance(action, torch.Tensor) for action in given)
+    assert executed(episode) == list(range(30))
 
 
 # Frames.

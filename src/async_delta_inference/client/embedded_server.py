@@ -18,7 +18,6 @@ from async_delta_inference.errors import PeerUnreachableError
 __all__ = ["EmbeddedServer"]
 
 _EXIT_TIMEOUT_S = 5.0
-_LOG_TAIL_LINES = 8
 
 
 class EmbeddedServer:
@@ -118,5 +117,5 @@ class EmbeddedServer:
         self.stop()
 
     def _quote_log(self) -> str:
-        tail = self.log_path.read_text(errors="replace").splitlines()[-_LOG_TAIL_LINES:]
-        return f"; its log {self.log_path} ends with:\n" + "\n".join(tail) if tail else f"; see {self.log_path}"
+        lines = [line for line in self.log_path.read_text(errors="replace").splitlines() if line.strip()]
+        return f": {lines[-1].strip()} (see {self.log_path})" if lines else f" (see {self.log_path})"
