@@ -58,6 +58,7 @@ def export(checkpoint: Path, output: Path, resize_from_px: int | None = None) ->
     buffers = {name for name, _ in policy.named_buffers()}
     output.mkdir(parents=True, exist_ok=True)
     save_file(to_half(load_file(checkpoint / WEIGHTS_NAME), buffers), output / WEIGHTS_NAME, metadata={"format": "pt"})
+    (output / WEIGHTS_NAME).chmod(0o644)  # safetensors leaves it to its owner alone.
     for source in checkpoint.glob("policy_*processor*"):
         shutil.copyfile(source, output / source.name)
     config = json.loads((checkpoint / CONFIG_NAME).read_text())
