@@ -3,7 +3,8 @@
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 READY := $(VENV)/.ready
-DEMO_POLICY := outputs/demo/policy
+# The policy trained here, or a random one where it was left out.
+DEMO_POLICY := $(or $(wildcard examples/policies/act_libero_object_0),outputs/demo/policy)
 
 # MuJoCo renders without a display; two threads of torch beside a simulator are slower than one.
 export MUJOCO_GL ?= egl
@@ -21,13 +22,15 @@ $(READY): requirements.txt pyproject.toml scripts/setup.sh
 	./scripts/setup.sh $(VENV)
 	@touch $@
 
-demo: $(READY)  ## evaluate a small policy in LIBERO over an embedded server
-	$(PYTHON) examples/random_act.py --env.type=libero --env.task=libero_object --env.task_ids='[0]' \
-	    --env.observation_height=128 --env.observation_width=128 --image_size=128 --output_dir=$(DEMO_POLICY)
+demo: $(READY)  ## evaluate a small policy in LIBERO over an embedded server, with a video
+	[ -f $(DEMO_POLICY)/config.json ] || $(PYTHON) examples/random_act.py --env.type=libero \
+	    --env.task=libero_object --env.task_ids='[0]' --env.observation_height=128 --env.observation_width=128 \
+	    --image_size=128 --output_dir=$(DEMO_POLICY)
 	$(VENV)/bin/async-delta-eval --env.type=libero --env.task=libero_object --env.task_ids='[0]' \
-	    --env.observation_height=128 --env.observation_width=128 --env.episode_length=120 \
+	    --env.observation_height=128 --env.observation_width=128 \
 	    --policy_type=act --pretrained_name_or_path=$(DEMO_POLICY) --actions_per_chunk=50 \
-	    --n_episodes=2 --output_dir=outputs/demo
+	    --aggregate_fn_name=latest_only --n_episodes=2 --n_videos=1 --debug_visualize_queue_size=true \
+	    --output_dir=outputs/demo
 
 test: $(READY)  ## run the tests
 	$(VENV)/bin/pytest -m 'not slow'
