@@ -159,14 +159,17 @@ def test_actions_that_are_not_finite_are_the_policys_error() -> None:
     assert info.value.timestep == 7
 
 
+# Once: torch writes an address into it, so that its length changes from one pickling to the next.
+GOOD_REPLY = chunk_bytes(torch.arange(6.0).reshape(3, 2))
+
+
 @settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_any_bytes_are_read_or_refused(data: st.DataObject) -> None:
     """The one invariant: a list of actions, or the protocol error; never anything else."""
-    good = chunk_bytes(torch.arange(6.0).reshape(3, 2))
-    start = data.draw(st.integers(0, len(good)))
-    end = data.draw(st.integers(start, len(good)))
-    forged = good[:start] + data.draw(st.binary(max_size=40)) + good[end:]
+    start = data.draw(st.integers(0, len(GOOD_REPLY)))
+    end = data.draw(st.integers(start, len(GOOD_REPLY)))
+    forged = GOOD_REPLY[:start] + data.draw(st.binary(max_size=40)) + GOOD_REPLY[end:]
     try:
         records = loads_actions(forged)
     except ProtocolError:
