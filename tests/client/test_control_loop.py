@@ -223,15 +223,45 @@ def test_starvation_holds_when_asked_for(run: Run) -> None:
     assert [c.stale for c in episode.chunks] == [3, 3, 3]
 
 
-def test_delays_of_a_trace_are_replayed(run: Run, tmp_path: Path) -> None:
-    first = run.client(inference_delay="2", n_episodes=2, on_starvation="hold")
-    first.run()
-    trace = first.output_dir / "inference_delays.json"
-    run.environments, run.transport = [StubEnvironment()], ScriptedTransport(timestep_policy(rows=10))
-    again = run(inference_delay=None, inference_delay_trace=trace, n_episodes=2, on_starvation="hold")
-    for one, other in zip(first.result.episodes, again.episodes, strict=True):
+def merges(result: EvaluationResult) -> list[list[tuple[int, int]]]:
+    """Per episode, before which steps its chunks were asked for and took effect."""
+    return [[(c.requested_step, c.merged_step) for c in episode.chunks] for episode in result.episodes]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"inference_delay": "2"},
+        {"inference_delay": "2", "on_starvation": "hold"},
+        {"inference_delay": "4"},
+        {"clock": "realtime"},
+        {"clock": "realtime", "on_starvation": "hold"},
+    ],
+)
+def test_a_trace_replays_its_run(run: Run, flags: dict) -> None:
+    """Over several episodes, the last request of each still open at its end: none may shift those that follow."""
+
+    def environment_and_server() -> None:
+        run.environments = [StubEnvironment(max_episode_steps=17)]
+        transport = run.transport = ScriptedTransport(timestep_policy(rows=10))
+        original = transport._send
+
+        def send(observation: Observation) -> None:
+            transport._polls = observation.timestep * 7 % 6
+            original(observation)
+
+        transport._send = send  # type: ignore[method-assign]
+
+    environment_and_server()
+    client = run.client(n_episodes=4, **flags)
+    first = client.run()
+    environment_and_server()
+    flags = flags | {"clock": "simulated", "inference_delay": None}
+    again = run(n_episodes=4, inference_delay_trace=client.output_dir / "inference_delays.json", **flags)
+    assert any(episode.late_chunks for episode in first.episodes)
+    assert merges(again) == merges(first)
+    for one, other in zip(first.episodes, again.episodes, strict=True):
         np.testing.assert_array_equal(one.actions, other.actions)
-        assert [c.merged_step for c in one.chunks] == [c.merged_step for c in other.chunks]
 
 
 def test_delay_is_calibrated_once_and_recorded(run: Run) -> None:

@@ -138,6 +138,7 @@ class ControlLoop:
             self._clock.wait_for_next_step()
         self._result.stepping_s = time.perf_counter() - started_s
         steps.write_to(self._result)
+        self._note_open_request()
         self._observer.episode_ended(environment, self._result)
         return self._result
 
@@ -257,6 +258,13 @@ class ControlLoop:
         )
         if request is not None and chunk.timestep >= request.timestep:
             self._request = None
+
+    def _note_open_request(self) -> None:
+        """The episode ended before the last answer took effect: where nobody knows its delay, it reached the end."""
+        request = self._request
+        if request is not None:
+            due_step = self._result.length if request.due_step is None else request.due_step
+            self._result.open_delay_steps = due_step - request.step
 
     def _next_action(self, environment: Environment) -> NDArray[np.float32]:
         if len(self._queue):

@@ -15,17 +15,25 @@ TRACE_NAME = "inference_delays.json"
 
 
 def write_delay_trace(path: Path, result: EvaluationResult) -> None:
-    """Write one entry per chunk that took effect, in order.
+    """Write one entry per request, in order, so that a run that replays it asks and merges at the same steps.
 
-    ``delay_steps``: steps from the observation to the chunk taking effect. ``latency_s``: seconds from its capture to
-    the chunk's arrival, rounded up to steps at ``fps`` in ``latency_steps``.
+    ``delay_steps``: steps from the observation to its chunk taking effect; of a request that was open when its episode
+    ended, steps to that end at least. ``latency_s``: seconds from its capture to the chunk's arrival, rounded up to
+    steps at ``fps`` in ``latency_steps``; null for an open request.
     """
-    chunks = [chunk for episode in result.episodes for chunk in episode.chunks]
+    delays: list[int] = []
+    latencies_s: list[float | None] = []
+    for episode in result.episodes:
+        delays += [chunk.merged_step - chunk.requested_step for chunk in episode.chunks]
+        latencies_s += [chunk.latency_s for chunk in episode.chunks]
+        if episode.open_delay_steps is not None:
+            delays.append(episode.open_delay_steps)
+            latencies_s.append(None)
     trace = {
         "fps": result.fps,
-        "delay_steps": [chunk.merged_step - chunk.requested_step for chunk in chunks],
-        "latency_s": [round(chunk.latency_s, 6) for chunk in chunks],
-        "latency_steps": [delay_in_steps(chunk.latency_s, result.fps) for chunk in chunks],
+        "delay_steps": delays,
+        "latency_s": [None if s is None else round(s, 6) for s in latencies_s],
+        "latency_steps": [None if s is None else delay_in_steps(s, result.fps) for s in latencies_s],
     }
     path.write_text(json.dumps(trace) + "\n")
 

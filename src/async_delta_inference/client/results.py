@@ -51,6 +51,8 @@ class EpisodeResult:
         chunks: That took effect, in order.
         starved_steps: Steps at whose beginning no action was queued.
         late_chunks: Answers for an episode that had ended, dropped.
+        open_delay_steps: Delay in steps of a request that was still open when the episode ended: exact in the simulated
+            clock, at least in the realtime clock; None where there was none.
         stepping_s: Wall time from the end of the reset to the end of the last step.
         reset_s: Wall time of the reset.
         queue_sizes: int32 (T,), queued actions at the beginning of each step.
@@ -69,6 +71,7 @@ class EpisodeResult:
     chunks: list[ChunkRecord] = field(default_factory=list)
     starved_steps: int = 0
     late_chunks: int = 0
+    open_delay_steps: int | None = None
     stepping_s: float = 0.0
     reset_s: float = 0.0
     queue_sizes: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
