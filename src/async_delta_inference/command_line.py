@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from async_delta_inference.errors import AsyncDeltaError, ConfigError
+from async_delta_inference.errors import AsyncDeltaError, ConfigError, MissingExtraError
 
 __all__ = ["parse_arguments", "run_command"]
 
@@ -24,7 +24,8 @@ def run_command(command: Callable[[], int]) -> int:
         command: Returns its exit code. SIGTERM reaches it as `KeyboardInterrupt`, so that it tidies up as for Ctrl-C.
 
     Returns:
-        The command's code; 2 for a user's mistake, 1 for any other error of ours, 130 when interrupted.
+        The command's code; 2 for a user's mistake, 1 for any other error of ours or of the operating system's (a full
+        disk, a folder that must not be written to), 130 when interrupted.
     """
     signal.signal(signal.SIGTERM, _interrupt)
     # pygame's, on every start: nothing that a user of ours could mend.
@@ -32,10 +33,10 @@ def run_command(command: Callable[[], int]) -> int:
     try:
         return command()
     except ConfigError as exc:
-        print(f"error: {exc}", file=sys.stderr)
+        _print_error(exc)
         return EXIT_USAGE
-    except AsyncDeltaError as exc:
-        print(f"error: {exc}", file=sys.stderr)
+    except (AsyncDeltaError, OSError) as exc:
+        _print_error(exc)
         return EXIT_FAILED
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -47,10 +48,15 @@ def parse_arguments[ConfigT](config_class: type[ConfigT], arguments: Sequence[st
 
     Raises:
         ConfigError: A flag is unknown, missing, or cannot have that value; one line.
+        MissingExtraError: The packages that read a command line are not installed.
         SystemExit: ``--help`` was printed.
     """
-    from draccus.argparsing import ArgumentParser
-    from draccus.utils import DraccusException
+    try:
+        from draccus.argparsing import ArgumentParser
+        from draccus.utils import DraccusException
+        from yaml import YAMLError
+    except ModuleNotFoundError as exc:
+        raise MissingExtraError("lerobot", program) from exc
 
     parser = ArgumentParser(config_class=config_class, prog=program)
     # argparse would print its usage, two screens of it, and exit.
@@ -58,19 +64,30 @@ def parse_arguments[ConfigT](config_class: type[ConfigT], arguments: Sequence[st
     try:
         config: ConfigT = parser.parse_args(None if arguments is None else list(arguments))
         return config
-    except (DraccusException, TypeError, ValueError, KeyError) as exc:
+    # What draccus raises for a value, or a file named by --config_path, that it cannot read is not of one kind.
+    except (DraccusException, YAMLError, OSError, AttributeError, TypeError, ValueError, KeyError) as exc:
         if isinstance(exc, AsyncDeltaError):
             raise
-        raise ConfigError(_one_line(exc)) from exc
+        raise ConfigError(_reason(exc)) from exc
 
 
-def _one_line(exc: BaseException) -> str:
-    """The innermost reason, on one line, with where to look for the flags."""
+def _reason(exc: BaseException) -> str:
+    """The innermost reason, with the flag it is about and where to look for the flags."""
     reason: BaseException = exc
-    while reason.__cause__ is not None and not isinstance(reason, AsyncDeltaError):
+    flag = ""
+    while not isinstance(reason, AsyncDeltaError):
+        flag = ".".join(getattr(reason, "key_path", ())) or flag
+        if reason.__cause__ is None:
+            text = str(reason) or type(reason).__name__
+            named = text if not flag or f"`{flag}`" in text else f"--{flag}: {text}"
+            return f"{named} (see --help for the flags)"
         reason = reason.__cause__
-    text = " ".join(str(reason).split()) or type(reason).__name__
-    return text if isinstance(reason, AsyncDeltaError) else f"{text} (see --help for the flags)"
+    return str(reason)
+
+
+def _print_error(exc: BaseException) -> None:
+    """On one line: what a server or a library says may have many."""
+    print(f"error: {' '.join(str(exc).split()) or type(exc).__name__}", file=sys.stderr)
 
 
 def _refuse(message: str) -> NoReturn:
