@@ -108,7 +108,7 @@ def test_transports_and_load_change_nothing(
         assert trajectories(server, tmp_path / "stutter", stutter=1, **flags) == expected
         with cpu_load(4):
             assert trajectories(server, tmp_path / "loaded", **flags) == expected
-    with np.load(tmp_path / "shm" / "trajectories" / "pusht_000_00000.npz") as episode:
+    with np.load(tmp_path / "shm" / "trajectories" / "00000_pusht_0_0.npz") as episode:
         assert set(episode["chunk_delay_steps"][1:]) == {DELAY}
         assert episode["action"].shape == (50, 2)
 

@@ -14,7 +14,7 @@ __all__ = ["TrajectoryWriter"]
 
 
 class TrajectoryWriter(RunObserver):
-    """Writes ``<folder>/<group>_<task>_<episode>.npz``; names sort in the order of the episodes.
+    """Writes ``<folder>/<number>_<group>_<task>_<episode>.npz``, numbered through the run: names sort in its order.
 
     Arrays: ``action`` (T, A) float32; ``reward`` (T,) float64; ``state`` (T, S) float32, before each action;
     ``success`` bool; ``seed`` and ``init_state_id`` int64, -1 for none; and one entry per chunk that took effect:
@@ -27,12 +27,14 @@ class TrajectoryWriter(RunObserver):
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._written = 0
 
     def episode_ended(self, environment: Environment, result: EpisodeResult) -> None:  # noqa: D102
         self._folder.mkdir(parents=True, exist_ok=True)
         requested = np.array([chunk.requested_step for chunk in result.chunks], np.int64)
         merged = np.array([chunk.merged_step for chunk in result.chunks], np.int64)
-        name = f"{result.task_group}_{result.task_id:03d}_{result.episode:05d}.npz"
+        # Suites are run in the order they were named in, which need not be the alphabet's.
+        name = f"{self._written:05d}_{result.task_group}_{result.task_id}_{result.episode}.npz"
         np.savez(
             self._folder / name,
             action=result.actions,
@@ -46,3 +48,4 @@ class TrajectoryWriter(RunObserver):
             chunk_delay_steps=merged - requested,
             chunk_length=np.array([chunk.length for chunk in result.chunks], np.int64),
         )
+        self._written += 1
