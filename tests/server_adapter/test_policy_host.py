@@ -18,6 +18,7 @@ from random_act import build_random_act
 
 from async_delta_inference.errors import ConfigError, PolicyError, SetupRefusedError
 from async_delta_inference.server_adapter import policy_host
+from async_delta_inference.server_adapter.image_tables import image_tables
 from async_delta_inference.server_adapter.policy_host import PolicyHost, load_policy_server_module
 from async_delta_inference.server_adapter.tensors import Postprocessor, digest
 from async_delta_inference.transport import Observation, ObservationFeatures, PolicySpec
@@ -101,37 +102,100 @@ def test_actions_are_bit_equal_to_upstream(
         assert actions.tobytes() == upstream_actions(server, observation, features).tobytes()
 
 
-@pytest.mark.parametrize("features", [FEATURES, LARGER], ids=["of the policy's size", "resized"])
-def test_prepared_batch_is_bit_equal_to_upstream(
-    host: PolicyHost, checkpoint: Path, features: ObservationFeatures
-) -> None:
-    host.set_up(spec(checkpoint, features))
+def policy_input(host: PolicyHost, observation: Observation) -> dict[str, Any]:
+    """What the policy is given."""
     assert host._prepare is not None
-    observation = observe(3, features)
+    batch, finished = host._prepare(observation)
+    return {**host.policy_server.preprocessor(batch), **finished}
+
+
+def upstream_policy_input(host: PolicyHost, observation: Observation, features: ObservationFeatures) -> dict[str, Any]:
     raw = {**dict(zip(features.state_names, observation.state.tolist(), strict=True)), **observation.images}
     raw["task"] = observation.task
     server = host.policy_server
-    expected = host._helpers.raw_observation_to_observation(raw, server.lerobot_features, server.policy_image_features)
-    batch = host._prepare(observation)
-    assert list(batch) == list(expected)
+    return server.preprocessor(
+        host._helpers.raw_observation_to_observation(raw, server.lerobot_features, server.policy_image_features)
+    )
+
+
+@pytest.mark.parametrize("features", [FEATURES, LARGER], ids=["of the policy's size", "resized"])
+@pytest.mark.parametrize("by_table", [True, False])
+def test_policy_is_given_the_same_bits_as_by_upstream(
+    host: PolicyHost,
+    checkpoint: Path,
+    features: ObservationFeatures,
+    by_table: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    host.set_up(spec(checkpoint, features))
+    assert host._prepare is not None
+    assert set(host._prepare._tables) == {"observation.images.image", "observation.images.image2"}
+    if not by_table:
+        monkeypatch.setattr(host._prepare, "_tables", {})
+    observation = observe(3, features)
+    expected = upstream_policy_input(host, observation, features)
+    given = policy_input(host, observation)
+    assert set(given) == set(expected)
     for key, value in expected.items():
-        if isinstance(value, str):
-            assert batch[key] == value
+        if not isinstance(value, torch.Tensor):
+            assert given[key] == value
             continue
-        assert (batch[key].dtype, batch[key].shape) == (value.dtype, value.shape)
-        assert batch[key].stride() == value.stride()
-        assert torch.equal(batch[key], value)
+        assert (given[key].dtype, given[key].shape) == (value.dtype, value.shape)
+        assert given[key].stride() == value.stride()
+        assert given[key].numpy().tobytes() == value.numpy().tobytes()
 
 
 def test_all_pixel_values_become_the_same_floats(host: PolicyHost, checkpoint: Path) -> None:
     host.set_up(spec(checkpoint))
-    assert host._prepare is not None
     observation = observe(1)
-    image = np.arange(96 * 96 * 3).reshape(96, 96, 3).astype(np.uint8)
-    observation.images["image"] = image
-    batch = host._prepare(observation)
-    expected = torch.from_numpy(image).permute(2, 0, 1).type(torch.float32) / 255
-    assert torch.equal(batch["observation.images.image"][0], expected)
+    observation.images["image"] = np.arange(96 * 96 * 3).reshape(96, 96, 3).astype(np.uint8)
+    expected = upstream_policy_input(host, observation, FEATURES)["observation.images.image"]
+    assert torch.equal(policy_input(host, observation)["observation.images.image"], expected)
+
+
+class Pipeline:
+    """A preprocessor of one step, whose name is all that is looked at before it runs."""
+
+    def __init__(self, step_name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        self.steps = (type(step_name, (), {})(),)
+        self._change = change
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return {key: self._change(value) if key == "image" else value for key, value in batch.items()}
+
+
+def scale(image: torch.Tensor) -> torch.Tensor:
+    return (image - 0.4) / 0.3
+
+
+def blur_along_rows(image: torch.Tensor) -> torch.Tensor:
+    return torch.cumsum(image, dim=-1)
+
+
+def darken_one_corner(image: torch.Tensor) -> torch.Tensor:
+    return torch.cat([image[..., :-1, :], image[..., -1:, :] * 0.5], dim=-2)
+
+
+@pytest.mark.parametrize(
+    ("step_name", "change", "shape", "has_table"),
+    [
+        ("NormalizerProcessorStep", scale, (3, 40, 50), True),
+        ("SomeOtherStep", scale, (3, 40, 50), False),
+        ("NormalizerProcessorStep", blur_along_rows, (3, 40, 50), False),
+        ("NormalizerProcessorStep", darken_one_corner, (3, 40, 50), False),
+        ("NormalizerProcessorStep", torch.Tensor.double, (3, 40, 50), False),
+        ("NormalizerProcessorStep", lambda image: image[:, :2], (3, 40, 50), False),
+        ("NormalizerProcessorStep", scale, (3, 4, 5), False),  # too small to show every value
+    ],
+)
+def test_table_stands_in_only_for_what_looks_at_single_pixels(
+    step_name: str, change: Callable[[torch.Tensor], torch.Tensor], shape: tuple[int, ...], has_table: bool
+) -> None:
+    tables = image_tables(Pipeline(step_name, change), {"image": shape}, {"task": ""})
+    assert set(tables) == ({"image"} if has_table else set())
+    if has_table:
+        levels = torch.arange(256, dtype=torch.float32) / 255
+        assert all(torch.equal(torch.from_numpy(channel), scale(levels)) for channel in tables["image"])
 
 
 def test_whole_chunk_is_postprocessed_at_once_once_proven(host: PolicyHost, checkpoint: Path) -> None:

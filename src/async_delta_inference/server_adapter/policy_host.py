@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from async_delta_inference import stages
 from async_delta_inference.errors import ConfigError, PolicyError, SetupRefusedError
+from async_delta_inference.server_adapter.image_tables import image_tables
 from async_delta_inference.server_adapter.tensors import Postprocessor, Preparation, are_as_tested, as_chunk
 from async_delta_inference.transport.messages import Observation, PolicySpec
 
@@ -62,6 +63,8 @@ _ATTRIBUTES = (
     "postprocessor",
 )
 """Attributes of PolicyServer that are read or set here."""
+
+_IMAGE_PREFIX = "observation.images."
 
 _TOLERANT_TYPES = ("smolvla", "pi0", "pi05", "groot")
 """Policies that fill in for cameras they do not get."""
@@ -143,13 +146,11 @@ class PolicyHost:
         if key != self._key:
             self._key = None
             self._load(policy)
-            self._key = key
-            if self._may_take_apart:
-                self._prepare = Preparation(
-                    server.policy.config.image_features, self._helpers.resize_robot_observation_image
-                )
-                self._postprocess = Postprocessor(server.postprocessor)
         _check_features(server.policy.config, policy)
+        if key != self._key and self._may_take_apart:
+            self._prepare = self._preparation(policy)
+            self._postprocess = Postprocessor(server.postprocessor)
+        self._key = key
         server.actions_per_chunk = policy.actions_per_chunk
         self._policy = policy
         self._episode = None
@@ -225,6 +226,18 @@ class PolicyHost:
                 f"{type(exc).__name__}: {exc}"
             ) from exc
 
+    def _preparation(self, policy: PolicySpec) -> Preparation:
+        """For the policy that is loaded."""
+        server = self.policy_server
+        shapes = {key: tuple(feature.shape) for key, feature in server.policy.config.image_features.items()}
+        sent = {
+            key: shape for key, shape in shapes.items() if key.removeprefix(_IMAGE_PREFIX) in policy.features.images
+        }
+        rest = {"observation.state": torch.zeros(1, policy.features.state_dim), "task": ""}
+        return Preparation(
+            shapes, self._helpers.resize_robot_observation_image, image_tables(server.preprocessor, sent, rest)
+        )
+
     def _wrap(self, observation: Observation) -> Any:
         """What PolicyServer's filter looks at: images would pin their slot for as long as it remembers them."""
         assert self._policy is not None
@@ -244,12 +257,13 @@ class PolicyHost:
         if self._postprocess is None or self._prepare is None:
             return self._predict_as_upstream(observation, timed)
         server, timestep, recorder = self.policy_server, observation.timestep, stages.recorder
-        batch = self._prepare(observation)
+        batch, finished = self._prepare(observation)
         if release is not None:
             release()
         if recorder is not None:
             recorder.mark(stages.PREPARE, timestep)
         batch = server.preprocessor(batch)
+        batch.update(finished)
         server.last_processed_obs = timed
         if recorder is not None:
             recorder.mark(stages.PREPROCESS, timestep)
@@ -314,8 +328,7 @@ def _check_features(config: Any, policy: PolicySpec) -> None:
     Raises:
         SetupRefusedError: Naming both sides.
     """
-    prefix = "observation.images."
-    sent = {f"{prefix}{name}" for name in policy.features.images}
+    sent = {f"{_IMAGE_PREFIX}{name}" for name in policy.features.images}
     known = set(config.image_features or {})
     if sent - known or (known - sent and policy.policy_type not in _TOLERANT_TYPES):
         raise SetupRefusedError(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import cv2
@@ -64,15 +64,20 @@ class Preparation:
     """Makes the policy's input of an observation.
 
     Args:
-        image_features: The policy's, by LeRobot key; shapes are (channels, height, width).
+        shapes: Of the policy's images, (channels, height, width), by LeRobot key.
         resize: LeRobot's own, for an image of another shape than the policy's.
+        tables: From `image_tables`: of these images the preprocessor's work is done here, too.
     """
 
     def __init__(
-        self, image_features: dict[str, Any], resize: Callable[[torch.Tensor, tuple[int, ...]], torch.Tensor]
+        self,
+        shapes: Mapping[str, tuple[int, ...]],
+        resize: Callable[[torch.Tensor, tuple[int, ...]], torch.Tensor],
+        tables: Mapping[str, NDArray[np.float32]],
     ) -> None:
-        self._shapes = {key: tuple(feature.shape) for key, feature in image_features.items()}
+        self._shapes = shapes
         self._resize = resize
+        self._tables = tables
         with warnings.catch_warnings():
             # torch warns once per process of memory that it may not write to; nothing here writes to a slot.
             warnings.simplefilter("ignore")
@@ -80,29 +85,42 @@ class Preparation:
             read_only.setflags(write=False)
             torch.from_numpy(read_only)
 
-    def __call__(self, observation: Observation) -> dict[str, Any]:
-        """State (1, S), task, and images (1, C, H, W) in [0, 1], float32; they share no memory with the observation."""
+    def __call__(self, observation: Observation) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+        """Tensors that share no memory with the observation.
+
+        Returns:
+            What the preprocessor is to be given: state (1, S), task, and images (1, C, H, W) in [0, 1], float32; and
+            the images that it would only have normalised and that are normalised already, by the same keys.
+        """
         batch: dict[str, Any] = {
             _STATE_KEY: torch.from_numpy(observation.state.copy()).unsqueeze(0),
             "task": observation.task,
         }
+        finished: dict[str, torch.Tensor] = {}
         for name, image in observation.images.items():
-            batch[_IMAGE_PREFIX + name] = self._image(image, self._shapes[_IMAGE_PREFIX + name])
-        return batch
+            key = _IMAGE_PREFIX + name
+            planes = self._planes(image, self._shapes[key])
+            result = np.empty((1, *planes.shape), np.float32)
+            if (table := self._tables.get(key)) is not None:
+                for plane, levels, target in zip(planes, table, result[0], strict=True):
+                    cv2.LUT(plane, levels, target)
+                finished[key] = torch.from_numpy(result)
+            else:
+                # The quotient itself: a product with 1 / 255 differs in the last bit.
+                np.divide(planes, _WHITE, out=result[0])
+                batch[key] = torch.from_numpy(result)
+        return batch, finished
 
-    def _image(self, image: NDArray[np.uint8], shape: tuple[int, ...]) -> torch.Tensor:
+    def _planes(self, image: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[np.uint8]:
+        """(H, W, C) to (C, H, W) of the policy's size."""
         height, width, channels = image.shape
-        if shape[1:] == (height, width):
-            planes = np.empty((channels, height, width), np.uint8)
-            # Tearing the channels apart as bytes, then dividing what is contiguous, takes two thirds of the time that
-            # one transposing pass takes.
-            cv2.split(image, list(planes))
-        else:
-            planes = self._resize(torch.from_numpy(image), shape).numpy()
-        result = np.empty((1, *planes.shape), np.float32)
-        # The quotient itself: a product with 1 / 255 differs in the last bit.
-        np.divide(planes, _WHITE, out=result[0])
-        return torch.from_numpy(result)
+        if shape[1:] != (height, width):
+            return self._resize(torch.from_numpy(image), shape).numpy()
+        planes = np.empty((channels, height, width), np.uint8)
+        # Tearing the channels apart as bytes, then converting what is contiguous, takes two thirds of the time that one
+        # transposing pass takes.
+        cv2.split(image, list(planes))
+        return planes
 
 
 class Postprocessor:
