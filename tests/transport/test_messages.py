@@ -73,8 +73,25 @@ def test_copy_shares_no_memory() -> None:
     assert (copy.state == 1).all()
 
 
-@pytest.mark.parametrize(("field", "value"), [("timestep", -1), ("timestep", 2**63), ("episode", -1)])
-def test_scalars_are_bounded(field: str, value: int) -> None:
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("timestep", -1),
+        ("timestep", 2**63),
+        ("timestep", 1.5),
+        ("timestep", None),
+        ("episode", -1),
+        ("episode", 0.0),
+        ("timestamp_s", float("nan")),
+        ("timestamp_s", 10**400),
+        ("timestamp_s", None),
+        ("task", None),
+        ("task", "\ud800"),
+        ("task", "x" * 4097),
+        ("task", "ü" * 2049),
+    ],
+)
+def test_scalars_are_bounded(field: str, value: object) -> None:
     observation = Observation.empty(FEATURES)
     setattr(observation, field, value)
     with pytest.raises(InvalidMessageError, match=field):

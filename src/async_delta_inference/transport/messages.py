@@ -6,6 +6,7 @@ timestep k is the input for action k, and the first row of the chunk it is answe
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ MAX_TASK_BYTES = 4096
 
 _UINT8 = np.dtype(np.uint8)
 _FLOAT32 = np.dtype(np.float32)
+_INTEGERS = (int, np.integer)
 
 
 @dataclass(frozen=True)
@@ -187,12 +189,16 @@ class Observation:
         Raises:
             InvalidMessageError: One is out of its range.
         """
-        if not 0 <= self.timestep < 2**63:
-            raise InvalidMessageError(f"timestep must be in [0, 2**63), got {self.timestep}")
-        if not 0 <= self.episode < 2**63:
-            raise InvalidMessageError(f"episode must be in [0, 2**63), got {self.episode}")
-        if len(self.task) * 4 > MAX_TASK_BYTES and len(self.task.encode()) > MAX_TASK_BYTES:
-            raise InvalidMessageError(f"task must be at most {MAX_TASK_BYTES} bytes of UTF-8")
+        for name, value in (("timestep", self.timestep), ("episode", self.episode)):
+            if not isinstance(value, _INTEGERS) or not 0 <= value < 2**63:
+                raise InvalidMessageError(f"{name} must be an integer in [0, 2**63), got {value!r}")
+        if not _is_finite(self.timestamp_s):
+            raise InvalidMessageError(f"timestamp_s must be a finite number, got {str(self.timestamp_s)[:40]}")
+        task = self.task
+        if not isinstance(task, str):
+            raise InvalidMessageError(f"task must be a text, got {task!r}")
+        if not task.isascii() or len(task) > MAX_TASK_BYTES:
+            _check_text(task)
 
     def _refuse_cameras(self, features: ObservationFeatures) -> None:
         raise InvalidMessageError(
@@ -225,3 +231,19 @@ def _check_array(what: str, array: object, shape: tuple[int, ...], dtype: type[n
         raise InvalidMessageError(f"{what} must be a numpy array, got {type(array).__name__}")
     if array.shape != shape or array.dtype != dtype:
         raise InvalidMessageError(f"{what} must be {np.dtype(dtype)} {shape}, got {array.dtype} {array.shape}")
+
+
+def _is_finite(value: object) -> bool:
+    try:
+        return math.isfinite(value)  # type: ignore[arg-type]
+    except (TypeError, OverflowError):
+        return False
+
+
+def _check_text(task: str) -> None:
+    try:
+        size = len(task.encode())
+    except UnicodeEncodeError as exc:
+        raise InvalidMessageError(f"task must be text that UTF-8 can hold: {exc}") from exc
+    if size > MAX_TASK_BYTES:
+        raise InvalidMessageError(f"task must be at most {MAX_TASK_BYTES} bytes of UTF-8, got {size}")

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -24,6 +25,7 @@ from async_delta_inference.errors import (
     LoanError,
     PeerGoneError,
     PolicyError,
+    ProtocolError,
     SetupRefusedError,
     TransportClosed,
     TransportTimeout,
@@ -221,6 +223,45 @@ def test_client_that_stops_reading_is_told_so(transport: ShmTransport, monkeypat
         transport.receive_actions(30.0)
     with pytest.raises(PeerGoneError, match="has not read its actions"):
         transport.send_observation(make_observation(9))
+
+
+@pytest.mark.parametrize("fault", [{"timestep": 1.5}, {"episode": 1.5}, {"timestamp_s": 10**400}, {"task": "\ud800"}])
+@pytest.mark.parametrize("loaned", [False, True])
+def test_scalar_that_cannot_be_sent_costs_no_slot(transport: ShmTransport, fault: dict[str, Any], loaned: bool) -> None:
+    for _ in range(2 * len(transport._slots)):
+        observation = transport.loan_observation() if loaned else make_observation(1)
+        for name, value in fault.items():
+            setattr(observation, name, value)
+        with pytest.raises(InvalidMessageError):
+            transport.send_observation(observation)
+        if loaned:
+            transport.return_loan(observation)
+    assert sorted(transport._writer._mine) == list(range(len(transport._slots)))
+    exchange(transport, 1)
+
+
+@pytest.mark.parametrize("owner", ["_store", "_ready"])
+def test_interrupt_in_the_middle_of_a_send_ends_the_session(transport: ShmTransport, owner: str) -> None:
+    """Half of a publication may be done: going on could hand the same slot out twice."""
+
+    class Interrupting:
+        value = 1
+
+        def __call__(self, *_: object) -> None:
+            raise KeyboardInterrupt
+
+        release = acquire = __call__
+
+    transport.send_observation(make_observation(1, task="sleep 0.3"))
+    setattr(transport._writer, owner, Interrupting())
+    with pytest.raises(KeyboardInterrupt):
+        transport.send_observation(make_observation(2))
+    for use in (lambda: transport.send_observation(make_observation(3)), transport.loan_observation):
+        with pytest.raises(ProtocolError, match="interrupted"):
+            use()
+    transport.close()
+    with connected() as second:
+        exchange(second, 1)
 
 
 def test_timestamp_that_is_not_finite_is_refused(transport: ShmTransport) -> None:

@@ -84,6 +84,8 @@ class ShmExchange(Transport):
         timestep = observation.timestep
         if (
             self._usable
+            and type(timestep) is type(observation.episode) is int
+            and type(observation.timestamp_s) is float
             and self._last_sent_timestep <= timestep < _COUNT_LIMIT
             and 0 <= observation.episode < _COUNT_LIMIT
             and observation.task == self._task
@@ -168,15 +170,11 @@ class ShmExchange(Transport):
                 self._raise_end()
             if observation.loan is None:
                 slot = self._writer.claim()
-                try:
-                    state, targets = self._slots[slot]
-                    state[...] = observation.state
-                    images = observation.images
-                    for name, target in targets:
-                        target[...] = images[name]
-                except BaseException:  # An interrupt, as a rule.
-                    self._writer.unclaim(slot)
-                    raise
+                state, targets = self._slots[slot]
+                state[...] = observation.state
+                images = observation.images
+                for name, target in targets:
+                    target[...] = images[name]
             else:
                 slot, self._loan_slot = self._loan_slot, -1
             if observation.task != self._task or self._slot_task_numbers[slot] != self._task_number:
@@ -198,6 +196,9 @@ class ShmExchange(Transport):
             raise
         except (OSError, SemaphoreError) as exc:
             raise _broken(exc) from exc
+        except BaseException:
+            self._remember_failure(_interrupted())
+            raise
         finally:
             self._sending = False
 
@@ -220,6 +221,9 @@ class ShmExchange(Transport):
             raise
         except (OSError, SemaphoreError) as exc:
             raise _broken(exc) from exc
+        except BaseException:
+            self._remember_failure(_interrupted())
+            raise
         finally:
             self._sending = False
         observation, state, images = self._loans[slot]
@@ -339,6 +343,11 @@ class ShmExchange(Transport):
 def _broken(exc: Exception) -> ProtocolError:
     # `TransportTimeout` and `PeerGoneError` are OSErrors, too: whoever catches those lets TransportErrors pass first.
     return ProtocolError(f"the session's semaphores are broken: {exc}")
+
+
+def _interrupted() -> ProtocolError:
+    # Between two of the ring's steps, perhaps: who owns which slot is not known any more.
+    return ProtocolError("the session ended when something interrupted the sending of an observation")
 
 
 def _loan_of(slot: Observation) -> tuple[Observation, NDArray[np.float32], dict[str, NDArray[np.uint8]]]:

@@ -291,7 +291,13 @@ class TransportContract:
 
     # What the caller may not send.
 
-    @pytest.mark.parametrize("fault", ["shape", "dtype", "state shape", "state dtype", "missing", "unknown", "list"])
+    @pytest.mark.parametrize(
+        "fault",
+        [
+            *("shape", "dtype", "state shape", "state dtype", "missing", "unknown", "list"),
+            *("timestep", "episode", "timestamp_s", "task"),
+        ],
+    )
     def test_observation_that_does_not_fit_is_refused(self, transport: Transport, fault: str) -> None:
         observation = contract_observation(1)
         _spoil(observation, fault)
@@ -432,5 +438,11 @@ def _spoil(observation: Observation, fault: str) -> None:
         del observation.images["front"]
     elif fault == "unknown":
         observation.images["extra"] = front
+    elif fault in ("timestep", "episode"):
+        setattr(observation, fault, 1.5)
+    elif fault == "timestamp_s":
+        observation.timestamp_s = float("inf")
+    elif fault == "task":
+        observation.task = "\ud800"  # a surrogate, which UTF-8 cannot hold
     else:
         observation.images["front"] = front.tolist()
