@@ -92,6 +92,7 @@ COMMAND = ["--env.type=pusht", "--policy_type=act", "--pretrained_name_or_path=.
         (["--env.type=moon", *COMMAND[1:]], "moon"),
         ([*COMMAND, "--transport=pigeon"], "grpc, shm"),
         ([*COMMAND, "--clock=simulated", "--inference_delay=-2"], "inference_delay"),
+        ([*COMMAND, "--clock=simulated", "--inference_delay_trace=nothing.json"], "inference_delay_trace"),
         (COMMAND, "no such folder"),
     ],
 )

@@ -6,6 +6,7 @@ each fails with upstream's behaviour.
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -265,12 +266,53 @@ def test_a_trace_replays_its_run(run: Run, flags: dict) -> None:
 
 
 def test_delay_is_calibrated_once_and_recorded(run: Run) -> None:
-    result = run(inference_delay="auto", n_episodes=2)
-    assert len(result.inference_delay_steps) == 1
-    assert result.inference_delay_steps[0] >= 1
+    policy = timestep_policy(rows=10)
+
+    def slow(observation: Observation) -> np.ndarray:
+        time.sleep(0.011)  # 2.2 steps at the stub's 200 Hz
+        return policy(observation)
+
+    run.transport = ScriptedTransport(slow)
+    client = run.client(inference_delay="auto", n_episodes=2)
+    result = client.run()
+    (delay,) = result.inference_delay_steps
+    assert delay >= 3
     delays = {c.merged_step - c.requested_step for e in result.episodes for c in e.chunks[1:]}
-    assert delays == {result.inference_delay_steps[0]}
+    assert delays <= {delay}
     assert run.environments[0].seeds == [1000, 1001]  # calibrating resets nothing
+    written = json.loads((client.output_dir / "eval_info.json").read_text())
+    assert written["overall"]["async"]["inference_delay_steps"] == [delay]
+    # The policy is reset between what it was calibrated with and the first episode.
+    assert {o.episode for o in run.transport.sent[:6]}.isdisjoint(o.episode for o in run.transport.sent[6:])
+
+    run.environments, run.transport = [StubEnvironment()], ScriptedTransport(policy)
+    again = run(inference_delay=str(delay), n_episodes=2)
+    for one, other in zip(result.episodes, again.episodes, strict=True):
+        # Calibrating used up six timesteps, which the stub's actions tell.
+        np.testing.assert_array_equal(one.actions - 6, other.actions)
+
+
+def test_delay_in_seconds_is_rounded_up_at_the_control_rate(run: Run) -> None:
+    assert run(inference_delay=None, inference_delay_s=0.011).inference_delay_steps == (3,)  # 200 Hz
+
+
+def test_delay_in_seconds_counts_in_steps_of_the_given_rate(run: Run) -> None:
+    assert run(inference_delay=None, inference_delay_s=0.011, fps=1000.0).inference_delay_steps == (11,)
+
+
+def test_the_simulator_goes_on_while_a_chunk_is_computed(run: Run) -> None:
+    """The server answers only when it has seen the simulator step on: a client that waits at once never gets there."""
+    delay, environment = 3, run.environments[0]
+    original = run.transport._receive
+
+    def receive(timeout_s: float) -> ActionChunk | None:
+        asked_at = run.transport.sent[-1].timestep
+        stepped = sum(map(len, environment.actions))
+        return original(timeout_s) if asked_at == 0 or stepped == asked_at + delay else None
+
+    run.transport._receive = receive  # type: ignore[method-assign]
+    episode = run.episode(inference_delay=str(delay), inference_timeout_s=5.0)
+    assert len(episode.chunks) > 3
 
 
 def test_simulated_clock_does_not_depend_on_the_servers_speed(run: Run) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 import threading
 import time
@@ -32,6 +31,8 @@ from async_delta_inference.transport import PolicySpec, Transport, open_transpor
 __all__ = ["SimClient"]
 
 _CALIBRATION_CHUNKS = 5
+_CALIBRATION_EPISODE = 2**32
+"""None of the run's, so that the server resets the policy before the first of those."""
 
 
 class SimClient:
@@ -70,6 +71,7 @@ class SimClient:
         self._trace: RunTrace | None = None
         self._transport: Transport | None = None
         self._source: ChunkSource | None = None
+        self._replayed_delays: tuple[int, ...] = ()
         self._source_exists = threading.Event()
         self._stopped = threading.Event()
         # A rendering context belongs to the thread that steps: while the loop runs, it closes the environments itself.
@@ -97,6 +99,9 @@ class SimClient:
             TransportError: The server cannot be reached or refuses the policy.
         """
         config = self.config
+        # What may be missing first: a server and simulators take a minute to start.
+        if config.inference_delay_trace is not None:
+            self._replayed_delays = read_delay_trace(config.inference_delay_trace)
         checkpoint = local_checkpoint(config.pretrained_name_or_path)
         if config.trace is not None:
             self._trace = RunTrace(config.trace)
@@ -237,7 +242,7 @@ class SimClient:
         if config.clock == "realtime":
             return RealtimeClock(self.fps)
         if config.inference_delay_trace is not None:
-            delays: tuple[int, ...] = read_delay_trace(config.inference_delay_trace)
+            delays = self._replayed_delays
         elif config.inference_delay_s is not None:
             delays = (delay_in_steps(config.inference_delay_s, self.fps),)
         elif config.inference_delay == "auto":
@@ -259,6 +264,7 @@ class SimClient:
             for image in observation.images.values():
                 image[:] = 128
             observation.timestep = queue.next_timestep
+            observation.episode = _CALIBRATION_EPISODE
             observation.task = self.config.task or self._started_environments()[0].task_description
             self._transport.send_observation(observation)
             if self._source.next_chunk(self.config.inference_timeout_s) is None:
@@ -266,4 +272,4 @@ class SimClient:
             latencies_s.append(time.perf_counter() - started_s)
             queue.skip()
         # The first one warms the policy up.
-        return max(1, math.ceil(delay_in_steps(statistics.median(latencies_s[1:]), self.fps)))
+        return max(1, delay_in_steps(statistics.median(latencies_s[1:]), self.fps))
