@@ -175,6 +175,8 @@ def test_inference_that_fails_on_the_server_is_an_error_here(
         client.run()
 
 
-def test_queue_picture_is_written(pusht_checkpoint: Path, policy_server: ProcessPeer, tmp_path: Path) -> None:
-    SimClient(config(pusht_checkpoint, policy_server, tmp_path, debug_visualize_queue_size=True)).run()
-    assert (tmp_path / "queue_size.png").read_bytes().startswith(b"\x89PNG")
+def test_pictures_are_written(pusht_checkpoint: Path, policy_server: ProcessPeer, tmp_path: Path) -> None:
+    flags = {"debug_visualize_queue_size": True, "plot_latency": True}
+    SimClient(config(pusht_checkpoint, policy_server, tmp_path, **flags)).run()
+    for name in ("queue_size.png", "latency.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")

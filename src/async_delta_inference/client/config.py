@@ -77,6 +77,8 @@ class SimClientConfig:
     """Write one trajectories/*.npz per episode."""
     debug_visualize_queue_size: bool = False
     """Write queue_size.png: queued actions over the steps."""
+    plot_latency: bool = False
+    """Write latency.png: milliseconds from an observation's capture to its chunk's arrival, chunk by chunk."""
     trace: Path | None = None
     """Write where the time of every chunk goes to this file, for https://ui.perfetto.dev."""
     progress: bool = True

@@ -28,16 +28,17 @@ def configured_observers(config: SimClientConfig, output_dir: Path) -> list[RunO
         from async_delta_inference.client.progress import ProgressBar
 
         observers.append(ProgressBar(Console(stderr=True)))
-    observers.append(_RunFiles(output_dir, config.debug_visualize_queue_size))
+    observers.append(_RunFiles(output_dir, config.debug_visualize_queue_size, config.plot_latency))
     return observers
 
 
 class _RunFiles(RunObserver):
     """Also when the run was interrupted or failed: the episodes that were completed are not lost."""
 
-    def __init__(self, folder: Path, queue_plot: bool) -> None:
+    def __init__(self, folder: Path, queue_plot: bool, latency_plot: bool) -> None:
         self._folder = folder
         self._queue_plot = queue_plot
+        self._latency_plot = latency_plot
 
     def run_ended(self, result: EvaluationResult) -> None:
         if not result.episodes:
@@ -49,3 +50,7 @@ class _RunFiles(RunObserver):
             from async_delta_inference.client.queue_plot import write_queue_plot
 
             write_queue_plot(self._folder / "queue_size.png", result)
+        if self._latency_plot and len(result.latencies_s()):
+            from async_delta_inference.client.latency_plot import write_latency_plot
+
+            write_latency_plot(self._folder / "latency.png", result)
