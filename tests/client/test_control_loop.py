@@ -495,12 +495,27 @@ def test_every_frame_is_rendered_when_asked_for(run: Run) -> None:
 
 
 def test_first_episodes_are_recorded_and_nothing_else_changes(run: Run) -> None:
-    result = run(n_videos=1, n_episodes=2)
-    assert run.environments[0].rendered[0] == run.environments[0].rendered[1]
-    first, second = result.episodes
-    assert first.video_path is not None
-    assert first.video_path.is_file()
-    assert second.video_path is None
+    """Of each task, named by task, episode and outcome; the frames that the policy is shown stay the same."""
+    run.environments = [StubEnvironment(task_id=0), StubEnvironment(task_id=4, success_at=9)]
+    client = run.client(n_videos=2, n_episodes=3)
+    result = client.run()
+    folder = client.output_dir / "videos"
+    names = ["stub_0/eval_episode_0_failure.mp4", "stub_0/eval_episode_1_failure.mp4"]
+    names += ["stub_4/eval_episode_0_success.mp4", "stub_4/eval_episode_1_success.mp4"]
+    assert sorted(str(path.relative_to(folder)) for path in folder.rglob("*.mp4")) == names
+    recorded = [episode.video_path for episode in result.episodes]
+    assert recorded == [folder / names[0], folder / names[1], None, folder / names[2], folder / names[3], None]
+    for environment in run.environments:
+        assert environment.rendered[0] == environment.rendered[2]
+    # The first frame is the reset's, and every step adds one.
+    assert [frames_in(folder / name) for name in names] == [31, 31, 10, 10]
+
+
+def frames_in(path: Path) -> int:
+    import av
+
+    with av.open(str(path)) as video:
+        return sum(1 for _ in video.decode(video=0))
 
 
 def test_chunks_of_changing_length_never_stall(run: Run) -> None:

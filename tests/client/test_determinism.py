@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +21,7 @@ from random_act import build_random_act
 from shm_peer import serve_policy_host
 
 from async_delta_inference.client import RunObserver, SimClient, SimClientConfig
+from async_delta_inference.client.environments.libero import LiberoEnvironment
 from async_delta_inference.client.environments.registry import make_environments
 from async_delta_inference.transport.shm.rendezvous import FOLDER_VARIABLE
 
@@ -60,17 +63,38 @@ def _burn(parent: int) -> None:
 
 
 class Stutter(RunObserver):
-    """Delays steps, differently each time: a simulator on a machine that does something else, too."""
+    """Delays steps and freezes the server, differently each time: a machine that does something else, too."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, server: ProcessPeer) -> None:
         self._random = np.random.default_rng(seed)
+        self._server = server
 
     def stepped(self, environment: Any, outcome: Any) -> None:
         time.sleep(float(self._random.choice([0.0, 0.0, 0.02])))
+        if self._random.random() < 0.1:
+            os.kill(self._server.pid, signal.SIGSTOP)
+            threading.Timer(0.1, os.kill, (self._server.pid, signal.SIGCONT)).start()
 
 
-def trajectories(server: ProcessPeer, folder: Path, stutter: int | None = None, **flags: Any) -> list[bytes]:
-    """One file's bytes per episode."""
+class FinalStates(RunObserver):
+    """All that the simulators are made of when an episode has ended, not only what a policy is shown of it."""
+
+    def __init__(self) -> None:
+        self.states: list[bytes] = []
+
+    def episode_ended(self, environment: Any, result: Any) -> None:
+        if isinstance(environment, LiberoEnvironment):
+            self.states.append(environment._libero._env.get_sim_state().tobytes())
+        else:
+            simulator = environment._env.unwrapped
+            bodies = [(*b.position, *b.velocity, b.angle, b.angular_velocity) for b in simulator.space.bodies]
+            self.states.append(np.array(bodies).tobytes())
+
+
+def trajectories(
+    server: ProcessPeer, folder: Path, stutter: int | None = None, **flags: Any
+) -> list[tuple[bytes, bytes]]:
+    """Per episode, its file's bytes and the final state of the simulator."""
     config = SimClientConfig(
         **{
             "policy_type": "act",
@@ -85,10 +109,11 @@ def trajectories(server: ProcessPeer, folder: Path, stutter: int | None = None, 
         }
         | flags
     )
-    SimClient(config, observers=[] if stutter is None else [Stutter(stutter)]).run()
+    final = FinalStates()
+    SimClient(config, observers=[final] if stutter is None else [final, Stutter(stutter, server)]).run()
     files = sorted((folder / "trajectories").glob("*.npz"))
     assert len(files) == config.n_episodes
-    return [path.read_bytes() for path in files]
+    return list(zip([path.read_bytes() for path in files], final.states, strict=True))
 
 
 @pytest.mark.parametrize("on_starvation", ["wait", "hold"])
@@ -108,6 +133,8 @@ def test_transports_and_load_change_nothing(
         assert trajectories(server, tmp_path / "stutter", stutter=1, **flags) == expected
         with cpu_load(4):
             assert trajectories(server, tmp_path / "loaded", **flags) == expected
+        assert trajectories(server, tmp_path / "filmed", n_videos=1, **flags) == expected
+        assert trajectories(server, tmp_path / "always", render="always", **flags) == expected
     with np.load(tmp_path / "shm" / "trajectories" / "00000_pusht_0_0.npz") as episode:
         assert set(episode["chunk_delay_steps"][1:]) == {DELAY}
         assert episode["action"].shape == (50, 2)
