@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +57,8 @@ def make_environment(task_id: int, image_size_px: int) -> tuple[Any, HeldOutLibe
 
 
 def settings(delays: list[int], aggregates: list[str]) -> list[Setting]:
-    """Every delay with every aggregation, but without a delay only the first one: there they differ little."""
-    return [(delay, name) for delay in delays for name in (aggregates if delay else aggregates[:1])]
+    """Every delay with every aggregation; they differ without a delay, too, since half a chunk is queued by then."""
+    return list(product(delays, aggregates))
 
 
 def evaluate(
