@@ -29,6 +29,7 @@ from async_delta_inference.transport.shm.ring import ActionReader, ActionWriter,
 from async_delta_inference.transport.shm.segment import Segment, SegmentNames
 
 ROWS, COLUMNS = 10, 4
+INFERENCE_S = 1.0
 FEATURES = ObservationFeatures(("x", "y"), {"front": (24, 32, 3), "wrist": (7, 5, 3)})
 
 
@@ -109,6 +110,16 @@ def stop_after(owner: Any, name: str) -> Callable[[], None]:
     return patch
 
 
+def stop_in_inference() -> None:
+    """The slot is given back, the answer is not there yet."""
+
+    def infer(self: ChecksumHandler, observation: Observation, release: Callable[[], None]) -> None:
+        release()
+        reached()
+
+    ChecksumHandler.infer = infer  # type: ignore[assignment, method-assign]
+
+
 def stop_at_receive(count: int) -> Callable[[], None]:
     """Before the ``count``-th message of the handshake is received."""
 
@@ -153,6 +164,7 @@ SERVER_POINTS: dict[str, Callable[[], None]] = {
     "attached": stop_before(SegmentNames, "unlink"),
     "loading": stop_before(ChecksumHandler, "set_up"),
     "holding a slot": stop_before(ChecksumHandler, "infer"),
+    "in inference": stop_in_inference,
     "answered in part": stop_in_store(ActionWriter),
     "answered": stop_after(ActionWriter, "publish"),
 }
@@ -166,6 +178,7 @@ CLIENT_POINTS: dict[str, Callable[[], None]] = {
     "writing a slot": stop_after(ObservationWriter, "claim"),
     "published in part": stop_in_store(ObservationWriter),
     "published": stop_after(ObservationWriter, "publish"),
+    "while it is answered": lambda: None,
     "reading a chunk": stop_after(ActionReader, "take"),
     "holding a loan": lambda: None,
     "forked": lambda: None,
@@ -187,6 +200,10 @@ def be_client(name: str, point: str) -> None:
         if point == "holding a loan":
             loan = transport.loan_observation()
             loan.state[0] = 1
+            reached()
+        if point == "while it is answered":
+            transport.send_observation(make_observation(0, task=f"sleep {INFERENCE_S}"))
+            time.sleep(INFERENCE_S / 4)
             reached()
         if point == "forked":
             if os.fork() == 0:

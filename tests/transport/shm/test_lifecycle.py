@@ -17,7 +17,7 @@ import numpy as np
 import psutil
 import pytest
 from numpy.typing import NDArray
-from shm_actor import ChecksumHandler, expected_actions, make_observation, policy_spec
+from shm_actor import FEATURES, ChecksumHandler, expected_actions, make_observation, policy_spec
 from shm_processes import ACTOR, Actor, actor, eventually, left_behind
 
 from async_delta_inference.errors import (
@@ -33,6 +33,7 @@ from async_delta_inference.errors import (
 from async_delta_inference.transport import Observation, PolicySpec, TransportOptions
 from async_delta_inference.transport.shm import ShmTransport, session
 from async_delta_inference.transport.shm.endpoint import ShmEndpoint
+from async_delta_inference.transport.shm.link import Link
 
 
 class ProbedHandler(ChecksumHandler):
@@ -284,6 +285,69 @@ def test_server_that_is_stopped_says_so(shm_folder: Path, handler: ProbedHandler
     assert left_behind(shm_folder) == []
 
 
+def test_server_that_is_stopped_while_it_loads_says_so(shm_folder: Path, handler: ProbedHandler) -> None:
+    loading, loaded = threading.Event(), threading.Event()
+
+    def load(policy: PolicySpec) -> None:
+        loading.set()
+        loaded.wait(60)
+
+    handler.set_up = load  # type: ignore[method-assign]
+    endpoint = ShmEndpoint("here", handler)
+    endpoint.start()
+    stopper = threading.Thread(target=lambda: (loading.wait(60), endpoint.stop()))
+    stopper.start()
+    with ShmTransport("here") as transport, pytest.raises(PeerGoneError, match="stopped"):
+        transport.connect(policy_spec())
+    loaded.set()
+    stopper.join()
+    assert left_behind(shm_folder) == []
+
+
+def test_handler_that_exits_ends_nothing(endpoint: ShmEndpoint, handler: ProbedHandler) -> None:
+    """A policy's code may call sys.exit: the thread that serves all clients must not end with it."""
+    set_up = handler.set_up
+
+    def leave(*_: object) -> None:
+        sys.exit("enough")
+
+    handler.set_up = leave  # type: ignore[method-assign]
+    with ShmTransport("here") as transport, pytest.raises(SetupRefusedError, match="enough"):
+        transport.connect(policy_spec())
+    handler.set_up, handler.probe = set_up, leave  # type: ignore[method-assign]
+    with connected() as transport:
+        transport.send_observation(make_observation(1))
+        with pytest.raises(PolicyError, match="enough"):
+            transport.receive_actions(30.0)
+        handler.probe = lambda observation: None
+        exchange(transport, 2)
+
+
+def test_text_that_utf8_cannot_hold(endpoint: ShmEndpoint, handler: ProbedHandler) -> None:
+    """Names of files are bytes: in a policy's path it is the caller's mistake, in a reason it is spelled out."""
+    with ShmTransport("here") as transport, pytest.raises(InvalidMessageError, match="UTF-8"):
+        transport.connect(PolicySpec("act", "\udcff", 1, FEATURES, 1))
+
+    def refuse(policy: PolicySpec) -> None:
+        raise RuntimeError("no file \udcff")
+
+    handler.set_up = refuse  # type: ignore[method-assign]
+    with ShmTransport("here") as transport, pytest.raises(SetupRefusedError, match=r"no file \?"):
+        transport.connect(policy_spec())
+
+
+def test_server_without_threads_refuses_and_goes_on(endpoint: ShmEndpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch, ShmTransport("here") as transport:
+        patch.setattr(threading.Thread, "start", fail)
+        with pytest.raises(SetupRefusedError, match="no thread left"):
+            transport.connect(policy_spec())
+    with connected() as transport:
+        exchange(transport, 1)
+
+
 def test_handler_that_refuses_is_heard(endpoint: ShmEndpoint, handler: ProbedHandler) -> None:
     def refuse(policy: PolicySpec) -> None:
         raise RuntimeError("no such checkpoint")
@@ -322,6 +386,22 @@ def test_other_threads_than_the_creators(transport: ShmTransport) -> None:
         thread.join(60)
         assert not thread.is_alive()
     assert failures == []
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_fork_of_a_server_stops_nothing(endpoint: ShmEndpoint) -> None:
+    """A child that leaves through the parent's clean-up must not take the parent's socket with it."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            endpoint.stop()
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    with connected() as transport:
+        exchange(transport, 1)
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
@@ -452,6 +532,24 @@ def test_transport_that_is_dropped_frees_what_it_held(endpoint: ShmEndpoint) -> 
     gc.collect()
     with connected() as transport:
         exchange(transport, 1)
+
+
+def test_transport_that_is_finalized_by_its_own_thread(endpoint: ShmEndpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The garbage collector runs in any thread, the one that watches the server included."""
+    watch, errors = Link._watch, []
+
+    def watch_and_dispose(link: Link) -> None:
+        watch(link)
+        try:
+            link.dispose()
+        except RuntimeError as exc:
+            errors.append(exc)
+
+    monkeypatch.setattr(Link, "_watch", watch_and_dispose)
+    with connected() as transport:
+        transport._link._connection.shut_down()
+        transport._link._watcher.join()
+    assert errors == []
 
 
 def test_sessions_leave_no_descriptor_mapping_or_thread(endpoint: ShmEndpoint) -> None:

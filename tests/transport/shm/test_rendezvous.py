@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -117,6 +118,39 @@ def test_stale_sockets_of_other_names_are_removed_and_live_ones_stay(shm_folder:
     assert sorted(left_behind(shm_folder)) == ["here.sock", "other.sock"]
     connect()
     other.stop()
+
+
+def test_socket_that_vanishes_while_it_is_looked_at(shm_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another server stops, and removes its own, between this one's looks."""
+    with actor("serve", "other") as server:
+        server.wait_for("ready")
+        server.kill()
+    is_alive = rendezvous._is_alive
+
+    def look_late(path: Path) -> bool:
+        path.unlink()
+        return is_alive(path)
+
+    endpoint = ShmEndpoint("here", ChecksumHandler())
+    with monkeypatch.context() as patch:
+        patch.setattr(rendezvous, "_is_alive", look_late)
+        endpoint.start()
+    connect()
+    endpoint.stop()
+
+
+def test_folder_is_not_locked_by_a_process_that_was_forked_meanwhile(shm_folder: Path) -> None:
+    with rendezvous._folder_lock(shm_folder):
+        child = os.fork()
+        if child == 0:
+            signal.pause()
+            os._exit(0)
+    try:
+        with rendezvous._folder_lock(shm_folder):
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
 
 
 def test_second_server_is_refused(endpoint: ShmEndpoint) -> None:
@@ -240,6 +274,27 @@ print(sock.recv(65536).decode(errors="replace"))
     connect()
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_server_that_is_another_user_is_refused(shm_folder: Path) -> None:
+    """Its socket is where it should be, put there by root: what counts is the user that listens."""
+    path = shm_folder / "here.sock"
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listener.bind(str(path))
+    child = os.fork()
+    if child == 0:
+        os.setuid(65534)
+        listener.listen()
+        signal.pause()
+        os._exit(0)
+    listener.close()
+    try:
+        with open_transport("shm://here") as transport, pytest.raises(PeerUnreachableError, match="user 65534"):
+            transport.connect(policy_spec())
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
 # What is agreed.
 
 
@@ -331,6 +386,34 @@ print(sorted(os.listdir("/dev/shm")))
         pytest.skip("mounting is not permitted here")
     assert ("--shm-size" if options != "ro" else "Mount it writable") in run.stdout, run.stderr
     assert run.stdout.strip().endswith("[]")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_name_of_another_users_in_dev_shm_does_not_keep_a_server_from_starting(shm_folder: Path) -> None:
+    script = """
+import os, sys
+from pathlib import Path
+from shm_actor import *
+user, folder = 65534, os.environ["ASYNC_DELTA_RUNTIME_DIR"]
+os.chown(folder, user, user)
+in_the_way = Path(f"/dev/shm/adi-{user}-{rendezvous.server_key(Path(folder) / 'here.sock')}-x")
+in_the_way.touch()
+try:
+    os.seteuid(user)
+    endpoint = ShmEndpoint("here", ChecksumHandler())
+    endpoint.start()
+    rendezvous.connect(Path(folder) / "here.sock", 10.0).close()
+    endpoint.stop()
+    print("served")
+finally:
+    os.seteuid(0)
+    in_the_way.unlink()
+"""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "support")}
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, env=environment)
+    assert run.stdout == "served\n", run.stderr
+    assert "is in the way and cannot be removed" in run.stderr
+    assert left_behind(shm_folder) == []
 
 
 def test_segment_of_other_size_or_header_is_refused(shm_folder: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgpack
 
-from async_delta_inference.errors import PeerGoneError, ProtocolError, TransportTimeout
+from async_delta_inference.errors import InvalidMessageError, PeerGoneError, ProtocolError, TransportTimeout
 
 __all__ = ["MAX_PACKET_BYTES", "Connection"]
 
@@ -40,11 +40,16 @@ class Connection:
         """Send one message. A peer that is gone or takes nothing is found out by the next `receive`.
 
         Raises:
-            ProtocolError: The message is larger than a packet may be.
+            InvalidMessageError: The message is larger than a packet may be, or has text that UTF-8 cannot hold.
         """
-        packet: bytes = msgpack.packb(message)
+        try:
+            packet: bytes = msgpack.packb(message)
+        except UnicodeEncodeError as exc:
+            raise InvalidMessageError(f"the handshake has text that UTF-8 cannot hold: {exc}") from exc
         if len(packet) > MAX_PACKET_BYTES:
-            raise ProtocolError(f"a handshake of {len(packet)} bytes is more than the limit of {MAX_PACKET_BYTES}")
+            raise InvalidMessageError(
+                f"the handshake has {len(packet)} bytes, more than the limit of {MAX_PACKET_BYTES}: use shorter names"
+            )
         try:
             self._socket.send(packet, socket.MSG_NOSIGNAL)
         except OSError:

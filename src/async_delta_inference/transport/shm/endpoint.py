@@ -78,7 +78,6 @@ class ShmEndpoint:
         self._handler = handler
         self._limits = limits or SizeLimits()
         self._slots = (observation_slots, action_slots)
-        self._pid = os.getpid()
         self._listener: socket.socket | None = None
         self._stopping = threading.Event()
         self._lock = threading.Lock()
@@ -131,9 +130,10 @@ class ShmEndpoint:
     # Accepting, one thread a connection: shakes hands, then sleeps until the client goes.
 
     def _abandon(self) -> None:
-        """In a forked child: let go of the socket, so that it ends with the parent."""
-        if self._listener is not None:
-            self._listener.close()
+        """In a forked child: let go of the socket, so that it ends with the parent; `stop` must not remove its file."""
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            listener.close()
 
     def _accept_loop(self) -> None:
         assert self._listener is not None
@@ -151,12 +151,17 @@ class ShmEndpoint:
     def _admit(self, connection: Connection) -> None:
         thread = threading.Thread(target=self._attend, args=(connection,), name="shm-endpoint-client", daemon=True)
         with self._lock:
-            full = len(self._connections) >= _MAX_CONNECTIONS
-            if not full and not self._stopping.is_set():
-                self._connections[connection] = thread
-                thread.start()
-                return
-        connection.send(handshake.refused(f"the server has {_MAX_CONNECTIONS} connections already"))
+            reason = f"the server has {_MAX_CONNECTIONS} connections already"
+            if len(self._connections) < _MAX_CONNECTIONS and not self._stopping.is_set():
+                try:
+                    thread.start()
+                except RuntimeError as exc:
+                    reason = f"the server has no thread left for a client: {exc}"
+                    logger.error(reason)
+                else:
+                    self._connections[connection] = thread
+                    return
+        connection.send(handshake.refused(reason))
         connection.close()
 
     def _attend(self, connection: Connection) -> None:
@@ -259,7 +264,7 @@ class ShmEndpoint:
             except ProtocolError as exc:
                 logger.warning("ended the session of %s: %s", client.describe(), exc)
                 client.connection.send(handshake.bye(str(exc)))
-            except Exception as exc:
+            except (Exception, SystemExit) as exc:  # This thread serves all clients: it must outlive each.
                 logger.exception("ended the session of %s", client.describe())
                 client.connection.send(handshake.bye(f"the server failed: {type(exc).__name__}: {exc}"))
             finally:
@@ -277,7 +282,7 @@ class ShmEndpoint:
         except SetupRefusedError as exc:
             client.connection.send(handshake.refused(str(exc)))
             return
-        except Exception as exc:
+        except (Exception, SystemExit) as exc:
             logger.exception("cannot set up %s", client.hello.policy.pretrained_name_or_path)
             client.connection.send(handshake.refused(f"the policy cannot be set up: {type(exc).__name__}: {exc}"))
             return

@@ -323,6 +323,8 @@ class ShmExchange(Transport):
 
     def _receive_after_end(self) -> ActionChunk | None:
         """What the server finished before it went away, then the reason of its going."""
+        if self._closed.is_set():
+            self._raise_end()  # Another thread closed the semaphores, too.
         if self._left_at_end is None:
             self._link.await_wake()
             # All tokens are there now, and one of them is the watcher's.

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from async_delta_inference.errors import InvalidMessageError, SetupRefusedError
+from async_delta_inference.errors import InvalidMessageError, PeerGoneError, SetupRefusedError
 from async_delta_inference.transport.messages import MAX_TASK_BYTES, ObservationFeatures, PolicySpec
 from async_delta_inference.transport.shm.fields import Fields
 from async_delta_inference.transport.shm.layout import LAYOUT_VERSION, MAX_ERROR_BYTES, SegmentLayout
@@ -157,22 +157,25 @@ def check_kind(message: Message, kind: str) -> None:
 
     Raises:
         SetupRefusedError: The server refused; its reason.
+        PeerGoneError: It said bye, since it is being stopped.
         ProtocolError: Anything else.
     """
     if message.get("kind") == "refused":
         raise SetupRefusedError(Fields(message, "refused", {"reason"}).text("reason", _MAX_REASON))
+    if message.get("kind") == "bye":
+        raise PeerGoneError(f"the server ended the session before it began: {reason_of(message)}")
     if kind != "offer":
         Fields(message, kind, set())
 
 
 def refused(reason: str) -> Message:
     """The server will not serve this client."""
-    return {"kind": "refused", "reason": reason[:_MAX_REASON]}
+    return {"kind": "refused", "reason": _sayable(reason)}
 
 
 def bye(reason: str) -> Message:
     """The server ends the session."""
-    return {"kind": "bye", "reason": reason[:_MAX_REASON]}
+    return {"kind": "bye", "reason": _sayable(reason)}
 
 
 def reason_of(message: Message) -> str:
@@ -190,6 +193,11 @@ def package_version() -> str:
         return version("async-delta-inference")
     except PackageNotFoundError:
         return "unknown"
+
+
+def _sayable(reason: str) -> str:
+    # The name of a file on the server may be bytes that no text can hold.
+    return reason[:_MAX_REASON].encode("utf-8", "replace").decode()
 
 
 def _check_version(message: Message) -> None:

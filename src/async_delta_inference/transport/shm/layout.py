@@ -2,8 +2,8 @@
 
 ::
 
-    0                     segment header: magic, version, sizes (one cache line)
-    64                    observation records, one cache line each: timestep, episode, ..., and the slot's number
+    0                     segment header: magic, version, sizes
+    128                   observation records, one cache line each: timestep, episode, ..., and the slot's number
     ...                   action records, one cache line each
     page boundary         observation slots, each on a page boundary: state, images, task
     page boundary         action slots, each on a cache line: float32 rows, or the UTF-8 text of an error

@@ -63,7 +63,9 @@ class Link:
     def end_session(self) -> None:
         """Hang up, and wake a waiting receiver. Idempotent."""
         self._connection.shut_down()
-        self._watcher.join()
+        # The garbage collector may finalize a dropped transport in any thread, the transport's own included.
+        if threading.current_thread() is not self._watcher:
+            self._watcher.join()
 
     def dispose(self) -> None:
         """Give everything back; nobody may be inside a semaphore in this process. Idempotent."""
@@ -108,8 +110,9 @@ def shake_hands(connection: Connection, path: Path, policy: PolicySpec, options:
 
     Raises:
         PeerUnreachableError: The server does not answer within ``connect_timeout_s``.
-        PeerGoneError: It died in between.
+        PeerGoneError: It died or was stopped in between.
         SetupRefusedError: It refused; its reason.
+        InvalidMessageError: The policy's path or the schema does not fit into a handshake.
         TransportTimeout: The policy was not loaded within ``setup_timeout_s``.
         ProtocolError: It said what it should not.
     """

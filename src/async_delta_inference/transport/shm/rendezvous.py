@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from async_delta_inference.errors import ConfigError, PeerUnreachableError
+from async_delta_inference.transport.shm.segment import sweep
 
 __all__ = [
     "FOLDER_VARIABLE",
@@ -100,10 +101,8 @@ def listen(path: Path) -> socket.socket:
         ConfigError: A live server has it, or something that is not a socket is in its place.
     """
     with _folder_lock(path.parent):
-        if _exists(path):
-            if _is_alive(path):
-                raise ConfigError(f"a server is already listening at {path}: stop it, or take another name")
-            path.unlink()
+        if _exists(path) and _is_alive(path):
+            raise ConfigError(f"a server is already listening at {path}: stop it, or take another name")
         _remove_stale_sockets(path.parent)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
@@ -152,7 +151,7 @@ def remove_if_stale(path: Path) -> bool:
     with _folder_lock(path.parent):
         if not path.is_socket() or path.is_symlink() or _is_alive(path):
             return False
-        path.unlink()
+        path.unlink(missing_ok=True)
         return True
 
 
@@ -172,6 +171,8 @@ def _folder_lock(folder: Path) -> Iterator[None]:
             time.sleep(_RETRY_S)
         yield
     finally:
+        # A process that another thread forked meanwhile has the descriptor, too: closing this one would not free it.
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
         os.close(descriptor)
 
 
@@ -184,10 +185,11 @@ def _try_lock(descriptor: int) -> bool:
 
 
 def _remove_stale_sockets(folder: Path) -> None:
-    """Servers that were killed leave theirs, and an embedded server's name is never taken again."""
+    """Servers that were killed leave theirs, and what is in /dev/shm. An embedded server's name never comes again."""
     for path in folder.glob("*.sock"):
-        if stat.S_ISSOCK(path.lstat().st_mode) and not _is_alive(path):
-            path.unlink()
+        if path.is_socket() and not path.is_symlink() and not _is_alive(path):
+            path.unlink(missing_ok=True)  # A server that stops removes its own, with no lock.
+            sweep(server_key(path))
 
 
 def _exists(path: Path) -> bool:

@@ -74,13 +74,20 @@ class SegmentNames:
 def sweep(server: str) -> list[str]:
     """Remove the names that a killed server of this key left, and return them.
 
-    Only the process that owns the server's socket may call this: nobody else can have a session under the key then.
+    Only the process that owns the server's socket may call this, or one that holds the folder's lock and found that
+    nobody owns it: there can be no session under the key then.
     """
     prefix = _prefix(server)
-    left = [path for path in _entries() if path.name.removeprefix("sem.").startswith(prefix)]
-    for path in left:
-        path.unlink(missing_ok=True)
-    return [path.name for path in left]
+    removed = []
+    for path in _entries():
+        if path.name.removeprefix("sem.").startswith(prefix):
+            try:
+                path.unlink(missing_ok=True)
+                removed.append(path.name)
+            except OSError as exc:
+                # Another user's, or /dev/shm is read-only: no reason not to serve. Names of sessions are random.
+                logger.warning("%s is in the way and cannot be removed: %s", path, exc)
+    return removed
 
 
 class Segment:
@@ -143,9 +150,14 @@ class Segment:
         except (OSError, ValueError, posix_ipc.Error) as exc:
             for semaphore in semaphores:
                 semaphore.close()
-            raise ProtocolError(f"cannot attach to the server's shared memory {names.memory}: {exc}") from exc
+            raise ProtocolError(
+                f"cannot attach to the server's shared memory {names.memory}: {exc}. "
+                f"Both processes must see the same {SHM_FOLDER} (docker run --ipc=...)"
+            ) from exc
         header = layout.header()
         if buffer[: len(header)] != header:
+            for semaphore in semaphores:
+                semaphore.close()
             raise ProtocolError("the header of the server's segment is not what was agreed")
         _touch(buffer)
         return cls(layout, buffer, semaphores)

@@ -144,7 +144,7 @@ class Session:
                 self._check(actions)
         except ProtocolError:
             raise
-        except Exception as exc:
+        except (Exception, SystemExit) as exc:
             logger.debug("inference failed for timestep %d", timestep, exc_info=True)
             self._release()
             text = str(exc) if isinstance(exc, PolicyError) else f"{type(exc).__name__}: {exc}"

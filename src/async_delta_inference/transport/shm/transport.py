@@ -42,6 +42,8 @@ class ShmTransport(ShmExchange):
         connection = open_connection(path, self.options)
         self._hang_up = connection.shut_down
         try:
+            if self._closed.is_set():  # By another thread, while there was nothing to hang up yet.
+                raise TransportClosed("the transport was closed while it connected")
             segment = shake_hands(connection, path, policy, self.options)
         except BaseException as exc:
             connection.close()
