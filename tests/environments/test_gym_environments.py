@@ -69,6 +69,34 @@ def test_holding_still_holds_the_pusht_agent_still() -> None:
     assert np.abs(env.state() - before).max() < 1
 
 
+def test_holding_still_holds_the_aloha_arms_still() -> None:
+    env = one(AlohaEnv())
+    env.reset(3, render=False)
+    target = env.state()
+    target[[1, 8]] += 0.2  # both shoulders
+    for _ in range(40):
+        env.step(target, render=False)
+    for _ in range(20):
+        env.step(env.hold_action(), render=False)
+    before = env.state()
+    for _ in range(20):
+        env.step(env.hold_action(), render=False)
+    assert np.abs(env.state() - before).max() < 5e-3
+    assert np.abs(before - target)[[1, 8]].max() < 0.1
+    env.close()
+
+
+@pytest.mark.parametrize("every", [4])
+def test_aloha_renders_on_demand_what_it_would_render_anyway(every: int) -> None:
+    """Videos are rendered in another size, by the same camera."""
+    config, actions = AlohaEnv(episode_length=6), random_actions(-0.5, 0.5, 14)
+    always = run_ours(one(config), actions, episodes=1)
+    seldom = run_ours(one(config), actions, episodes=1, every=every)
+    filmed = run_ours(one(config), actions, episodes=1, every=every, video=True)
+    assert_same_episodes(seldom, always)
+    assert_same_episodes(filmed, always)
+
+
 def test_use_before_reset_and_after_close() -> None:
     env = one(PushtEnv())
     observation = Observation.empty(env.features)

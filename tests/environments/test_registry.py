@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import gymnasium
@@ -107,6 +107,42 @@ def test_one_registered_function_adds_an_environment(toy_registration: None) -> 
     assert np.array_equal(env.hold_action(), env.state()[:2])
     env.step(np.array([0.25, -0.5], np.float32))
     assert env.hold_action().tolist() == [0.25, -0.5]
+
+
+class Camera(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Renders while it is on, and counts."""
+
+    on, rendered = True, 0
+
+    def step(self, action: Any) -> Any:
+        observation, *rest = self.env.step(action)
+        self.rendered += self.on
+        return (observation, *rest)
+
+
+def test_a_registered_environment_says_its_step_limit_and_how_to_go_on_without_rendering(
+    toy_registration: None,
+) -> None:
+    cameras: list[Camera] = []
+
+    def want_frames(env: Any, wanted: bool) -> None:
+        env.on = wanted
+
+    @register_environment("toy")
+    def make_toy(config: Any) -> list[Any]:
+        traits = EnvironmentTraits(max_episode_steps=3, want_frames=want_frames)
+        tasks = build_tasks(config)
+        cameras.extend(Camera(task.env) for task in tasks)
+        return [
+            LeRobotEnvironment(replace(task, env=camera), traits) for task, camera in zip(tasks, cameras, strict=True)
+        ]
+
+    (env,) = make_environments(ToyConfig(task="Endless-v0"))
+    assert env.max_episode_steps == 3
+    env.reset(5)
+    for render in (False, True, False, False):
+        env.step(np.zeros(2, np.float32), render=render)
+    assert cameras[0].rendered == 1
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,6 @@ STUB_FEATURES = ObservationFeatures(("step", "episode"), {"camera": (4, 4, 3)})
 class StubEnvironment(Environment):
     """State: [steps since reset, episodes so far]. Succeeds at step ``success_at`` of an episode."""
 
-    renders_on_demand = True
-
     def __init__(self, max_episode_steps: int = 30, success_at: int | None = None, task_id: int = 0) -> None:
         self.task_group, self.task_id, self.task_description = "stub", task_id, "do nothing"
         self.features = STUB_FEATURES

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,28 +14,10 @@ from async_delta_inference.client.environments.lerobot_env import EnvironmentTra
 from async_delta_inference.client.environments.registry import register_environment
 from async_delta_inference.errors import ConfigError
 
+if TYPE_CHECKING:
+    import gymnasium
+
 _JOINTS = ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate", "gripper")
-
-TRAITS = EnvironmentTraits(
-    state_names=tuple(f"{side}_{joint}" for side in ("left", "right") for joint in _JOINTS),
-    # The action is where the joints are to go, in the same units as the state, grippers normalized alike.
-    hold_action=lambda state, _last_action: state,
-)
-
-
-class AlohaEnvironment(LeRobotEnvironment):
-    """One Aloha task."""
-
-    renders_on_demand: ClassVar[bool] = True
-
-    def video_frame(self) -> NDArray[np.uint8]:  # noqa: D102
-        self._running()
-        self._want_frames(True, resetting=False)
-        return super().video_frame()
-
-    def _want_frames(self, wanted: bool, *, resetting: bool) -> None:
-        assert self._env is not None
-        _gate_of(self._env.unwrapped).wanted = wanted
 
 
 class _TopCamera:
@@ -73,9 +55,22 @@ def _gate_of(env: Any) -> _TopCamera:
     return gate if isinstance(gate, _TopCamera) else _TopCamera(env._env.physics)
 
 
+def _want_frames(env: gymnasium.Env[Any, Any], wanted: bool) -> None:
+    _gate_of(env.unwrapped).wanted = wanted
+
+
+TRAITS = EnvironmentTraits(
+    state_names=tuple(f"{side}_{joint}" for side in ("left", "right") for joint in _JOINTS),
+    # The action is where the joints are to go, in the same units as the state. They sag a little below it: sent to
+    # where they are, again and again, they would creep down; a servo keeps the last goal it was given.
+    hold_action=lambda state, last_action: state if last_action is None else last_action,
+    want_frames=_want_frames,
+)
+
+
 @register_environment("aloha")
 def make_aloha(env_config: Any) -> list[Environment]:
     """One task; ``env_config`` is LeRobot's ``AlohaEnv``."""
     require_packages("aloha", "gym_aloha", what="--env.type=aloha")
     prepare_rendering()
-    return [AlohaEnvironment(task, TRAITS) for task in build_tasks(env_config)]
+    return [LeRobotEnvironment(task, TRAITS) for task in build_tasks(env_config)]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,9 +47,6 @@ class Environment(ABC):
         max_episode_steps: Steps after which an episode is over.
         fps: Control steps per simulated second.
     """
-
-    renders_on_demand: ClassVar[bool] = False
-    """Whether ``render=False`` saves anything; where it does not, every step renders."""
 
     task_group: str
     task_id: int

@@ -40,17 +40,22 @@ class EnvironmentTraits:
         hold_action: What a robot does while it has no action; None where nobody said.
         convert: From the raw observation of ``step`` to LeRobot's layout (``pixels`` with ``agent_pos`` or
             ``robot_state``); None where it has that layout already.
+        max_episode_steps: Step limit; the environment's own where None.
+        want_frames: Told before every reset and step whether the frames of what follows will be looked at, for a
+            simulator that can go on without rendering; None where it always renders.
     """
 
     state_names: tuple[str, ...] | None = None
     hold_action: HoldAction | None = None
     convert: Callable[[Any], Mapping[str, Any]] | None = None
+    max_episode_steps: int | None = None
+    want_frames: Callable[[gymnasium.Env[Any, Any], bool], None] | None = None
 
 
 class LeRobotEnvironment(Environment):
     """A gymnasium environment with LeRobot's observation layout, run as ``lerobot-eval`` runs it.
 
-    A subclass that can simulate without rendering overrides `_want_frames`.
+    Frames are rendered on demand where the traits or a subclass' `_want_frames` say how.
 
     Args:
         task: What LeRobot built.
@@ -73,7 +78,7 @@ class LeRobotEnvironment(Environment):
         self.task_description = _task_description(task.env)
         self.features = self._observation_features(task.env)
         self.action_dim = _action_dim(task.env, self.name)
-        self.max_episode_steps = _step_limit(task.env, self.name)
+        self.max_episode_steps = self._traits.max_episode_steps or _step_limit(task.env, self.name)
 
     @property
     def name(self) -> str:
@@ -124,6 +129,7 @@ class LeRobotEnvironment(Environment):
     def video_frame(self) -> NDArray[np.uint8]:  # noqa: D102
         env = self._running()
         with self._simulator_errors("render"):
+            self._want_frames(True, resetting=False)
             frame: Any = env.render()
         if not isinstance(frame, np.ndarray):
             raise EpisodeError(f"{self.name} renders no video frames: its render_mode is {env.render_mode!r}")
@@ -135,7 +141,10 @@ class LeRobotEnvironment(Environment):
             env.close()
 
     def _want_frames(self, wanted: bool, *, resetting: bool) -> None:
-        """Tell the simulator whether the next reset or step needs to render; here it always does."""
+        """Tell the simulator whether the next reset or step needs to render."""
+        if self._traits.want_frames is not None:
+            assert self._env is not None
+            self._traits.want_frames(self._env, wanted)
 
     def _take(self, raw: Any, render: bool) -> None:
         self._raw = self._converted(raw)
@@ -202,7 +211,10 @@ def _action_dim(env: gymnasium.Env[Any, Any], name: str) -> int:
 def _step_limit(env: gymnasium.Env[Any, Any], name: str) -> int:
     limit = _attribute(env, "_max_episode_steps")
     if not limit:
-        raise ConfigError(f"{name} has no step limit: register its gymnasium id with max_episode_steps")
+        raise ConfigError(
+            f"{name} has no step limit: register its gymnasium id with max_episode_steps, or the environment with "
+            "traits that say it"
+        )
     return int(limit)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,8 +28,6 @@ class LiberoEnvironment(LeRobotEnvironment):
         task: What LeRobot built.
         absolute: Whether actions are poses to go to (``--env.control_mode=absolute``) instead of displacements.
     """
-
-    renders_on_demand: ClassVar[bool] = True
 
     def __init__(self, task: LeRobotTask, *, absolute: bool = False) -> None:
         super().__init__(task, EnvironmentTraits(hold_action=_hold_pose if absolute else _hold_displacement))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from difflib import get_close_matches
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +21,6 @@ GRIPPER_OPEN = -1.0
 class MetaworldEnvironment(LeRobotEnvironment):
     """One MetaWorld task, run by LeRobot's own ``MetaworldEnv``."""
 
-    renders_on_demand: ClassVar[bool] = True
-
     _gate: _RenderGate | None = None
 
     def reset(self, seed: int | None, *, render: bool = True) -> None:  # noqa: D102
@@ -36,7 +34,6 @@ class MetaworldEnvironment(LeRobotEnvironment):
         """What the policy was shown where it was shown anything, else rendered now."""
         if self._frames_current:
             return np.ascontiguousarray(self._observed()["pixels"])
-        self._want_frames(True, resetting=False)
         return super().video_frame()
 
     def _want_frames(self, wanted: bool, *, resetting: bool) -> None:
