@@ -28,6 +28,13 @@ def test_port_that_is_taken_is_refused(servicer: object) -> None:
         first.stop()
 
 
+@pytest.mark.parametrize("address", ["nope", "127.0.0.1", "127.0.0.1:99999", "host:port"])
+def test_what_is_no_address_is_refused(servicer: object, address: str) -> None:
+    """gRPC would serve on another port than the one asked for."""
+    with pytest.raises(ConfigError, match="write host:port"):
+        GrpcService(servicer, address)
+
+
 def test_any_port_is_told_by_the_uri(servicer: object) -> None:
     service = GrpcService(servicer, "127.0.0.1:0")
     service.start()

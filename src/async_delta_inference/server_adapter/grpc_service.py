@@ -9,6 +9,7 @@ import grpc
 from lerobot.transport import services_pb2_grpc
 
 from async_delta_inference.errors import ConfigError
+from async_delta_inference.transport.addresses import check_host_and_port
 
 __all__ = ["GrpcService"]
 
@@ -24,9 +25,13 @@ class GrpcService:
     Args:
         policy_server: An ``AsyncInferenceServicer``, PolicyServer itself as a rule.
         address: ``host:port``, port 0 for any free one; or ``unix:/path``.
+
+    Raises:
+        ConfigError: It is neither.
     """
 
     def __init__(self, policy_server: Any, address: str) -> None:
+        check_host_and_port(address, smallest_port=0)
         self._policy_server = policy_server
         self._address = address
         self._server: grpc.Server | None = None
@@ -47,7 +52,7 @@ class GrpcService:
         try:
             port = server.add_insecure_port(self._address)
         except RuntimeError as exc:
-            raise ConfigError(f"cannot serve on {self._address}: is the port taken? ({exc})") from exc
+            raise ConfigError(f"cannot serve on {self._address}: is it taken, or not this machine's? ({exc})") from exc
         server.start()
         self._server = server
         if not self._address.startswith("unix:"):

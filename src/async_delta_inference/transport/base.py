@@ -27,13 +27,16 @@ from async_delta_inference.transport.messages import ActionChunk, Observation, P
 
 __all__ = ["Transport", "TransportOptions", "check_finite"]
 
+LONGEST_TIMEOUT_S = 1e8
+"""Three years: above any wait, below what the system's own timers take."""
+
 _FLOAT32 = np.dtype(np.float32)
 _HIGH_BYTE = 3 if sys.byteorder == "little" else 0
 
 
 @dataclass(frozen=True)
 class TransportOptions:
-    """Deadlines that every backend keeps, in seconds.
+    """Deadlines that every backend keeps, in seconds, each at most `LONGEST_TIMEOUT_S`.
 
     Args:
         connect_timeout_s: For the server to be reached and to answer the handshake.
@@ -48,11 +51,14 @@ class TransportOptions:
     reconnect_timeout_s: float = 30.0
 
     def __post_init__(self) -> None:
-        for name in ("connect_timeout_s", "setup_timeout_s", "inference_timeout_s"):
-            if getattr(self, name) <= 0:
-                raise InvalidMessageError(f"{name} must be positive, got {getattr(self, name)}")
-        if self.reconnect_timeout_s < 0:
-            raise InvalidMessageError(f"reconnect_timeout_s must not be negative, got {self.reconnect_timeout_s}")
+        for name in ("connect_timeout_s", "setup_timeout_s", "inference_timeout_s", "reconnect_timeout_s"):
+            value_s = getattr(self, name)
+            may_be_zero = name == "reconnect_timeout_s"
+            if not (0 < value_s <= LONGEST_TIMEOUT_S or (may_be_zero and value_s == 0)):
+                least = "0 or more" if may_be_zero else "positive"
+                raise InvalidMessageError(
+                    f"{name} must be {least} and at most {LONGEST_TIMEOUT_S:g} seconds, got {value_s:g}"
+                )
 
 
 class Transport(ABC):

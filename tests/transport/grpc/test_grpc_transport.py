@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import pickle
 import socket
 import threading
 from collections.abc import Iterator
 from concurrent import futures
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
+import torch
 from grpc_peer import serve_grpc
+from lerobot.async_inference.helpers import TimedAction
+from lerobot.transport import services_pb2
+from lerobot.transport.services_pb2_grpc import AsyncInferenceServicer
 from peer_process import ProcessPeer
 
 from async_delta_inference.errors import (
+    ConfigError,
     PeerGoneError,
     PeerUnreachableError,
     PolicyError,
@@ -23,6 +31,7 @@ from async_delta_inference.errors import (
     TransportError,
     TransportTimeout,
 )
+from async_delta_inference.server_adapter.grpc_service import GrpcService
 from async_delta_inference.transport import TransportOptions, open_transport
 from async_delta_inference.transport.grpc.link import map_rpc_error
 from async_delta_inference.transport.testing import CONTRACT_POLICY, contract_observation
@@ -105,6 +114,160 @@ def test_server_of_another_kind_is_refused() -> None:
             transport.connect(CONTRACT_POLICY)
     finally:
         server.stop(None).wait()
+
+
+HASTY = TransportOptions(connect_timeout_s=0.5, setup_timeout_s=0.5, inference_timeout_s=0.5)
+
+
+class StubbornServicer(AsyncInferenceServicer):
+    """PolicyServer's four calls, of which a test lets some hang or be broken off. Stands for a server that is stuck in
+    any of them, which the real one cannot be made to be.
+    """
+
+    def __init__(self, hangs_in: str = "", breaks_off: int = 0) -> None:
+        self.calls: list[str] = []
+        self.gone = threading.Event()
+        self.hangs_in = hangs_in
+        self._breaks_off = breaks_off
+
+    def _call(self, name: str, context: grpc.ServicerContext) -> services_pb2.Empty:
+        self.calls.append(name)
+        if name == self.hangs_in:
+            self.gone.wait(WAIT_S)
+        if self._breaks_off:
+            self._breaks_off -= 1
+            context.abort(grpc.StatusCode.UNAVAILABLE, "on its way down")
+        return services_pb2.Empty()
+
+    def Ready(self, request: Any, context: grpc.ServicerContext) -> services_pb2.Empty:  # noqa: N802
+        return self._call("Ready", context)
+
+    def SendPolicyInstructions(self, request: Any, context: grpc.ServicerContext) -> services_pb2.Empty:  # noqa: N802
+        return self._call("SendPolicyInstructions", context)
+
+    def SendObservations(self, request_iterator: Any, context: grpc.ServicerContext) -> services_pb2.Empty:  # noqa: N802
+        list(request_iterator)
+        return self._call("SendObservations", context)
+
+    def GetActions(self, request: Any, context: grpc.ServicerContext) -> services_pb2.Actions:  # noqa: N802
+        self._call("GetActions", context)
+        return services_pb2.Actions(data=pickle.dumps([TimedAction(0.0, 0, torch.zeros(3))]))
+
+
+@contextmanager
+def served(servicer: StubbornServicer) -> Iterator[str]:
+    service = GrpcService(servicer, "127.0.0.1:0")
+    service.start()
+    try:
+        yield service.uri
+    finally:
+        servicer.gone.set()
+        service.stop()
+
+
+@pytest.mark.parametrize(
+    ("call", "expected"), [("Ready", PeerUnreachableError), ("SendPolicyInstructions", TransportTimeout)]
+)
+def test_unlike_upstream_setting_up_has_a_deadline(call: str, expected: type[TransportError]) -> None:
+    servicer = StubbornServicer(hangs_in=call)
+    with served(servicer) as uri, open_transport(uri, HASTY) as transport, pytest.raises(expected):
+        transport.connect(CONTRACT_POLICY)
+    assert servicer.calls[-1] == call
+
+
+@pytest.mark.parametrize("call", ["SendObservations", "GetActions"])
+def test_unlike_upstream_an_exchange_has_a_deadline(call: str) -> None:
+    servicer = StubbornServicer(hangs_in=call)
+    with served(servicer) as uri, open_transport(uri, HASTY) as transport:
+        transport.connect(CONTRACT_POLICY)
+        transport.send_observation(contract_observation(0))
+        with pytest.raises(TransportTimeout):
+            transport.receive_actions(WAIT_S)
+    assert call in servicer.calls
+
+
+def test_unlike_upstream_sending_does_not_wait_for_the_server() -> None:
+    """RobotClient's control loop waits until the server has taken the observation."""
+    servicer = StubbornServicer(hangs_in="SendObservations")
+    with served(servicer) as uri, open_transport(uri) as transport:
+        transport.connect(CONTRACT_POLICY)
+        transport.send_observation(contract_observation(0))
+        eventually(lambda: servicer.calls[-1] == "SendObservations")
+        for timestep in range(1, 20):
+            transport.send_observation(contract_observation(timestep))
+        servicer.hangs_in = ""
+        servicer.gone.set()
+        # The first one was under way, the newest waited here, and the server saw none of those between.
+        eventually(lambda: servicer.calls.count("SendObservations") == 2)
+
+
+def test_server_that_breaks_off_is_tried_again_within_the_window() -> None:
+    """As one does that is asked while it goes down: its successor answers."""
+    servicer = StubbornServicer(breaks_off=3)
+    with served(servicer) as uri, open_transport(uri, TransportOptions(connect_timeout_s=WAIT_S)) as transport:
+        transport.connect(CONTRACT_POLICY)
+    assert servicer.calls == ["Ready"] * 4 + ["SendPolicyInstructions"]
+
+
+def test_server_that_goes_on_breaking_off_is_unreachable() -> None:
+    servicer = StubbornServicer(breaks_off=10**6)
+    with (
+        served(servicer) as uri,
+        open_transport(uri, TransportOptions(connect_timeout_s=0.5)) as transport,
+        pytest.raises(PeerUnreachableError, match=r"within 0\.5 s"),
+    ):
+        transport.connect(CONTRACT_POLICY)
+
+
+def test_nothing_is_sent_to_a_server_that_is_not_set_up_again() -> None:
+    service = GrpcService(StubbornServicer(), "127.0.0.1:0")
+    service.start()
+    address = service.uri.removeprefix("grpc://")
+    second = StubbornServicer(hangs_in="SendPolicyInstructions")
+    try:
+        with open_transport(f"grpc://{address}", TransportOptions(reconnect_timeout_s=WAIT_S)) as transport:
+            transport.connect(CONTRACT_POLICY)
+            service.stop()
+            service = GrpcService(second, address)
+            service.start()
+            eventually(lambda: "SendPolicyInstructions" in second.calls)
+            transport.send_observation(contract_observation(0))
+            transport.receive_actions(0.3)
+            assert "SendObservations" not in second.calls
+            second.gone.set()
+            assert transport.receive_actions(WAIT_S) is not None
+    finally:
+        second.gone.set()
+        service.stop()
+    assert second.calls.index("SendObservations") > second.calls.index("SendPolicyInstructions")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "unix"])
+def test_proxy_is_not_asked_for_what_is_on_this_machine(
+    host: str, socket_path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("http_proxy", "https_proxy", "grpc_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    servicer = StubbornServicer()
+    with served(servicer) as uri:
+        address = uri.replace("127.0.0.1", host)
+        if host == "unix":
+            service = GrpcService(servicer, socket_path)
+            service.start()
+            address = service.uri
+        with open_transport(address, TransportOptions(connect_timeout_s=WAIT_S)) as transport:
+            transport.connect(CONTRACT_POLICY)
+        if host == "unix":
+            service.stop()
+    assert servicer.calls == ["Ready", "SendPolicyInstructions"]
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "host:port", "127.0.0.1:0", "127.0.0.1:65536", ":8080", "host:-1"])
+def test_what_is_no_address_is_refused(address: str) -> None:
+    with pytest.raises(ConfigError, match="write host:port"):
+        open_transport(f"grpc://{address}")
 
 
 class Status(grpc.RpcError):

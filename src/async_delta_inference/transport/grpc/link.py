@@ -18,6 +18,7 @@ from async_delta_inference.errors import (
     TransportError,
     TransportTimeout,
 )
+from async_delta_inference.transport.addresses import is_loopback
 from async_delta_inference.transport.base import TransportOptions
 
 __all__ = ["PolicyServerLink", "map_rpc_error"]
@@ -53,6 +54,8 @@ class PolicyServerLink:
                 ("grpc.max_reconnect_backoff_ms", 1000),
                 ("grpc.client_idle_timeout_ms", 2**31 - 1),
                 ("grpc.use_local_subchannel_pool", 1),
+                # An http_proxy of the environment's would be asked to connect to itself.
+                ("grpc.enable_http_proxy", int(not is_loopback(address))),
             ],
         )
         self._stub: Any = services_pb2_grpc.AsyncInferenceStub(self._channel)

@@ -19,6 +19,7 @@ from async_delta_inference.errors import (
     TransportError,
     TransportTimeout,
 )
+from async_delta_inference.transport.addresses import check_host_and_port
 from async_delta_inference.transport.base import Transport, TransportOptions
 from async_delta_inference.transport.grpc.exchange import Exchange, Outgoing
 from async_delta_inference.transport.grpc.link import PolicyServerLink, map_rpc_error
@@ -29,20 +30,29 @@ __all__ = ["GrpcTransport"]
 
 _CLOSE_TIMEOUT_S = 5.0
 
+_RETRY_S = 0.1
+"""Between two calls that a server breaks off; gRPC itself backs off from one that is not there."""
+
 
 class GrpcTransport(Transport):
     """``grpc://host:port`` (or ``grpc://unix:/path``) to an unmodified ``lerobot.async_inference.policy_server``.
 
     A server that restarts is waited for and set up again; the newest unanswered observation is sent again. An
     observation's ``episode`` is not on this wire: PolicyServer has no word for it.
+
+    Raises:
+        ConfigError: The address is neither.
     """
 
     def __init__(self, address: str, options: TransportOptions | None = None) -> None:
+        check_host_and_port(address, smallest_port=1)
         super().__init__(address, options)
         self._condition = threading.Condition()
         self._exchange = Exchange()
         self._replies: deque[ActionChunk | TransportError] = deque()
-        self._disconnected = False
+        # Sessions with the server that were lost, and of those, what was set up again.
+        self._lost = 0
+        self._restored = 0
         self._over: TransportError | None = None
         self._link: PolicyServerLink | None = None
         self._instructions = b""
@@ -51,7 +61,7 @@ class GrpcTransport(Transport):
     def _connect(self, policy: PolicySpec) -> None:
         self._instructions = encode_policy(policy)
         self._link = PolicyServerLink(self.address, self.options, self._on_disconnect)
-        self._reach(self._link, self.options.connect_timeout_s)
+        self._reach(self._link, time.monotonic() + self.options.connect_timeout_s)
         self._set_up(self._link)
         for work in (self._send_loop, self._receive_loop):
             thread = threading.Thread(target=work, name=f"grpc-transport{work.__name__}", daemon=True)
@@ -91,6 +101,11 @@ class GrpcTransport(Transport):
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join(_CLOSE_TIMEOUT_S)
+
+    @property
+    def _disconnected(self) -> bool:
+        """Whether the server that was set up is gone; with the condition held."""
+        return self._lost != self._restored
 
     # The two threads.
 
@@ -164,7 +179,7 @@ class GrpcTransport(Transport):
         error = self._map(exc, "exchange")
         with self._condition:
             if isinstance(error, PeerGoneError):
-                self._disconnected = True
+                self._lost += not self._disconnected
             elif isinstance(error, (TransportTimeout, PolicyError)):
                 self._exchange.drop(outgoing)
                 self._replies.append(error)
@@ -176,51 +191,64 @@ class GrpcTransport(Transport):
 
     def _on_disconnect(self) -> None:
         with self._condition:
-            self._disconnected = True
+            self._lost += 1
             self._condition.notify_all()
 
     def _reconnect(self) -> None:
+        """Reach the server again and set it up, as often as it goes away meanwhile; nothing is sent until then."""
         assert self._link is not None
         deadline_s = time.monotonic() + self.options.reconnect_timeout_s
-        while not self._closed.is_set():
+        while not self._finished():
             try:
-                self._reach(self._link, deadline_s - time.monotonic())
+                self._reach(self._link, deadline_s)
                 with self._condition:
-                    self._disconnected = False
+                    lost = self._lost
                 self._set_up(self._link)
             except PeerUnreachableError:
+                waited = f"{self.options.reconnect_timeout_s:g} s"
                 self._end(
                     PeerUnreachableError(
-                        f"the policy server at {self.address} went away and did not come back within "
-                        f"{self.options.reconnect_timeout_s:g} s"
+                        f"the policy server at {self.address} went away and did not come back within {waited}"
                     )
                 )
-                return
             except PeerGoneError:
                 continue  # It went away again while loading: the deadline bounds this.
             except TransportError as exc:
                 self._end(exc)
+            else:
+                with self._condition:
+                    if self._lost != lost:
+                        continue
+                    self._restored = lost
+                    self._exchange.restart()
+                    self._condition.notify_all()
                 return
-            with self._condition:
-                if self._disconnected:
-                    continue
-                self._exchange.restart()
-                self._condition.notify_all()
-            return
 
-    def _reach(self, link: PolicyServerLink, timeout_s: float) -> None:
-        try:
-            if timeout_s <= 0:
-                raise PeerUnreachableError(f"no policy server answers at {self.address}")
-            link.ready(timeout_s)
-        except (grpc.RpcError, ValueError) as exc:
-            error = self._map(exc, "setup")
-            if isinstance(error, (TransportTimeout, PeerGoneError)):
+    def _reach(self, link: PolicyServerLink, deadline_s: float) -> None:
+        """Have a server answer ``Ready``; one that goes away meanwhile may come back.
+
+        Raises:
+            PeerUnreachableError: None did until ``deadline_s``, of the monotonic clock.
+            TransportError: Something answered that is no PolicyServer.
+        """
+        started_s = time.monotonic()
+        while True:
+            remaining_s = deadline_s - time.monotonic()
+            try:
+                if remaining_s > 0:
+                    link.ready(remaining_s)
+                    return
+                error: TransportError = TransportTimeout("no time is left")
+            except (grpc.RpcError, ValueError) as exc:
+                error = self._map(exc, "setup")
+            if isinstance(error, TransportTimeout):
                 raise PeerUnreachableError(
-                    f"no policy server answers at {self.address} within {timeout_s:.1f} s: is it running there? "
-                    f"Start one with: async-delta-serve --transport=grpc --server_address={self.address}"
-                ) from exc
-            raise error from exc
+                    f"no policy server answers at {self.address} within {deadline_s - started_s:.1f} s: is it running "
+                    f"there? Start one with: async-delta-serve --transport=grpc --server_address={self.address}"
+                ) from error
+            if not isinstance(error, PeerGoneError):
+                raise error
+            self._closed.wait(_RETRY_S)
 
     def _set_up(self, link: PolicyServerLink) -> None:
         try:
