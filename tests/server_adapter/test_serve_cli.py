@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from async_delta_inference.errors import ConfigError
+from async_delta_inference.server_adapter import cli
 from async_delta_inference.server_adapter.cli import ServeConfig, main
 
 
@@ -31,6 +32,22 @@ def test_addresses_fit_the_transports() -> None:
 def test_flag_that_cannot_work_is_refused(flags: dict, named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         ServeConfig(**flags)
+
+
+def test_interrupt_right_after_the_start_still_stops(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupted:
+        uri, stopped = "shm://name", False
+
+        def start(self) -> None:
+            raise KeyboardInterrupt
+
+        def stop(self) -> None:
+            self.stopped = True
+
+    service = Interrupted()
+    monkeypatch.setattr(cli, "_make_service", lambda *_: service)
+    assert main(["--transport=shm"]) == 130
+    assert service.stopped
 
 
 def test_mistake_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:

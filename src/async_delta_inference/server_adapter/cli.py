@@ -31,7 +31,7 @@ class Service(Protocol):
         """Begin to serve."""
 
     def stop(self) -> None:
-        """End; idempotent."""
+        """End; idempotent, and nothing before `start`."""
 
 
 @dataclass(kw_only=True)
@@ -103,8 +103,8 @@ def _serve(config: ServeConfig) -> int:
             stack.callback(_write_trace, config.trace)
         services = [_make_service(scheme, address, config) for scheme, address in config.listen_on()]
         for service in services:
+            stack.callback(service.stop)  # First: a signal may come as soon as it has started.
             service.start()
-            stack.callback(service.stop)
         for service in services:
             print(f"serving {service.uri}", flush=True)
         _announce(config.announce_fd, [service.uri for service in services])

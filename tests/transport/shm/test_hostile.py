@@ -321,6 +321,7 @@ class HostileServer:
     def __init__(self) -> None:
         self.path = rendezvous.socket_path("there")
         self.listener = rendezvous.listen(self.path)
+        self.semaphores: list[mmap.mmap] = []
 
     def accept(self) -> tuple[Connection, Hello]:
         connection = Connection(self.listener.accept()[0])
@@ -332,14 +333,17 @@ class HostileServer:
         segment = Segment.create(names, LAYOUT)
         connection.send(handshake.offer(LAYOUT))
         handshake.check_kind(connection.receive(20.0), "attached")
+        self.semaphores = [_map_file(f"/dev/shm/sem.{name[1:]}") for name in names.semaphores]
         names.unlink()
         connection.send(handshake.READY)
         return connection, segment
 
 
 @contextmanager
-def session_with_a_hostile_server() -> Iterator[tuple[ShmTransport, Connection, Segment]]:
-    server = HostileServer()
+def session_with_a_hostile_server(
+    server: HostileServer | None = None,
+) -> Iterator[tuple[ShmTransport, Connection, Segment]]:
+    server = server or HostileServer()
     held: list[Any] = []
     thread = threading.Thread(target=lambda: held.extend(server.attach()))
     thread.start()
@@ -452,12 +456,16 @@ def test_server_that_keeps_slots_is_a_protocol_error(shm_folder: Path) -> None:
 def test_random_bytes_from_a_server(shm_folder: Path) -> None:
     rng = random.Random(3)
     for _ in range(FUZZ_ROUNDS // 3):
-        with session_with_a_hostile_server() as (transport, connection, segment):
+        server = HostileServer()
+        with session_with_a_hostile_server(server) as (transport, connection, segment):
             start_s = time.monotonic()
             with suppress(ProtocolError, PeerGoneError):  # Anything else is a failure.
                 for timestep in range(8):
                     transport.send_observation(make_observation(timestep))
                     _do_harm(rng, timestep, connection, segment)
+                    if rng.randrange(4) == 0:
+                        # Counts of tokens and waiters, as in the client's case above.
+                        rng.choice(server.semaphores)[:8] = rng.randbytes(8)
                     with suppress(PolicyError, TransportTimeout):
                         transport.receive_actions(0.1)
             assert time.monotonic() - start_s < 20.0
@@ -465,7 +473,8 @@ def test_random_bytes_from_a_server(shm_folder: Path) -> None:
 
 def _do_harm(rng: random.Random, timestep: int, connection: Connection, segment: Segment) -> None:
     buffer = segment._buffer
-    start = rng.randrange(LAYOUT.action_records_offset, len(buffer))
+    # Anywhere, or in what the client reads.
+    start = rng.randrange(rng.choice([0, LAYOUT.action_records_offset]), len(buffer))
     end = min(len(buffer), start + rng.randrange(1, 3000))
     buffer[start:end] = rng.randbytes(end - start)
     if rng.randrange(2):
