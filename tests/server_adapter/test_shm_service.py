@@ -149,10 +149,29 @@ def test_state_that_is_not_finite_is_an_error_and_the_session_goes_on(uris: dict
 
 
 def test_nothing_that_a_peer_sent_is_unpickled(folder: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sessions honest and hostile against a service in this process, with pickle.loads recording."""
+    """Sessions honest and hostile against a service in this process, with pickle.loads recording.
+
+    Whatever else unpickles (pickle.load, an Unpickler of torch's) is heard by the interpreter's own audit.
+    """
     loaded: list[bytes] = []
+    elsewhere: list[tuple[object, ...]] = []
+    listening, recorded = [True], [False]
     loads = pickle.loads
-    monkeypatch.setattr(pickle, "loads", lambda data, **kwargs: (loaded.append(data), loads(data, **kwargs))[1])
+
+    def record(data: bytes, **kwargs: Any) -> Any:
+        loaded.append(data)
+        recorded[0] = True
+        try:
+            return loads(data, **kwargs)
+        finally:
+            recorded[0] = False
+
+    def audit(event: str, arguments: tuple[object, ...]) -> None:
+        if event == "pickle.find_class" and listening[0] and not recorded[0]:
+            elsewhere.append(arguments)
+
+    sys.addaudithook(audit)  # For the life of the process; it listens until the end of this test.
+    monkeypatch.setattr(pickle, "loads", record)
     host = PolicyHost()
     service = ShmService(host, "recorded")
     service.start()
@@ -175,6 +194,8 @@ def test_nothing_that_a_peer_sent_is_unpickled(folder: Path, checkpoint: Path, m
             transport.connect(spec(checkpoint, policy_type=bomb.decode("latin-1")))
     finally:
         service.stop()
+        listening[0] = False
+    assert elsewhere == []
     assert len(loaded) == 2
     assert all(type(loads(data)).__name__ == "RemotePolicyConfig" for data in loaded)
     assert loaded[-1] == host.instructions

@@ -216,8 +216,8 @@ class Transport(ABC):
         with self._close_lock:
             if self._closed.is_set():
                 return
-            self._usable = False
             self._closed.set()
+            self._usable = False
         if self._loan is not None:
             self._retire_loan()
         self._close()
