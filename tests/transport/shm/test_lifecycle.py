@@ -226,6 +226,28 @@ def test_client_that_stops_reading_is_told_so(transport: ShmTransport, monkeypat
         transport.send_observation(make_observation(9))
 
 
+def test_client_that_reads_slowly_loses_nothing(transport: ShmTransport, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Room comes by half rings, here after three chunks: it takes longer than the server waits for a silent client."""
+    monkeypatch.setattr(session, "REPLY_TIMEOUT_S", 2.0)
+    sent = []
+    for timestep in range(6):
+        sent.append(make_observation(timestep))
+        transport.send_observation(sent[-1])
+        if timestep < 5:
+            eventually(
+                lambda n=timestep: (
+                    transport._actions_ready.value >= min(n + 1, 4)  # type: ignore[misc]
+                    and not transport._writer._ready.value
+                ),
+                "taken",
+            )
+    for observation in sent:
+        time.sleep(0.8)
+        chunk = transport.receive_actions(30.0)
+        assert chunk is not None
+        assert chunk.actions.tobytes() == expected_actions(observation).tobytes()
+
+
 @pytest.mark.parametrize("fault", [{"timestep": 1.5}, {"episode": 1.5}, {"timestamp_s": 10**400}, {"task": "\ud800"}])
 @pytest.mark.parametrize("loaned", [False, True])
 def test_scalar_that_cannot_be_sent_costs_no_slot(transport: ShmTransport, fault: dict[str, Any], loaned: bool) -> None:

@@ -39,7 +39,7 @@ _SLICE_S = 1.0
 _ROOM_SLICE_S = 0.1
 
 REPLY_TIMEOUT_S = 5.0
-"""How long a client may leave all its action slots unread before its session ends."""
+"""How long a client may read none of its actions, while there is no room for another, before its session ends."""
 
 
 class ObservationHandler(Protocol):
@@ -198,16 +198,22 @@ class Session:
             ProtocolError: The client has stopped reading.
         """
         deadline_s = time.monotonic() + REPLY_TIMEOUT_S
+        unread = self._segment.actions_ready.value
         while not self._over:
             try:
                 self._segment.actions_free.acquire(_ROOM_SLICE_S)
                 self._writer.add_room()
                 return True
             except (BusyError, SignalError):
-                if time.monotonic() > deadline_s:
+                now_s = time.monotonic()
+                # Slots come back by the half ring: one who reads slowly shows it here first.
+                before, unread = unread, self._segment.actions_ready.value
+                if unread != before:
+                    deadline_s = now_s + REPLY_TIMEOUT_S
+                elif now_s > deadline_s:
                     raise ProtocolError(
-                        f"the client has not read its actions for {REPLY_TIMEOUT_S:g} s: all "
-                        f"{len(self._action_bytes)} slots are full"
+                        f"the client has not read its actions for {REPLY_TIMEOUT_S:g} s: "
+                        f"{unread} of {len(self._action_bytes)} slots are unread"
                     ) from None
         return False
 
