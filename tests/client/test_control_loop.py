@@ -19,6 +19,7 @@ from scripted_transport import ScriptedTransport, timestep_policy
 from stub_environment import StubEnvironment
 
 from async_delta_inference.client import SimClient, SimClientConfig, StepResult
+from async_delta_inference.client.action_queue import ActionQueue
 from async_delta_inference.client.results import EpisodeResult, EvaluationResult
 from async_delta_inference.errors import ConfigError, PolicyError, TransportTimeout
 from async_delta_inference.transport import ActionChunk, Observation
@@ -33,7 +34,13 @@ class Run:
         self.transport = ScriptedTransport(timestep_policy(rows=10))
 
     def client(self, **flags: Any) -> SimClient:
-        flags = {"n_episodes": 1, "actions_per_chunk": 50, "clock": "simulated", "inference_delay": "0"} | flags
+        flags = {
+            "n_episodes": 1,
+            "actions_per_chunk": 50,
+            "clock": "simulated",
+            "inference_delay": "0",
+            "reconnect_timeout_s": 0.0,
+        } | flags
         if flags["clock"] == "realtime":
             flags["inference_delay"] = None
         config = SimClientConfig(
@@ -323,8 +330,8 @@ def test_simulated_clock_does_not_depend_on_the_servers_speed(run: Run) -> None:
     np.testing.assert_array_equal(actions(polls=0), actions(polls=100))
 
 
-def test_latest_chunk_of_an_ended_episode_is_dropped(run: Run) -> None:
-    """Unlike upstream: the next episode must not execute what was computed for the last one."""
+def test_unlike_upstream_a_late_chunk_of_an_ended_episode_is_dropped(run: Run) -> None:
+    """The next episode must not execute what was computed for the last one."""
     run.environments = [StubEnvironment(max_episode_steps=7)]
     run.transport = ScriptedTransport(timestep_policy(rows=10))
     result = run(n_episodes=3, inference_delay="4", chunk_size_threshold=0.5)
@@ -348,6 +355,28 @@ def test_receiving_thread_of_the_users(run: Run) -> None:
     # Unlike upstream's unlocked merge: nothing lost, nothing twice, whatever the two threads do.
     timesteps = [t for episode in client.result.episodes for t in executed(episode)]
     assert timesteps == list(range(150))
+
+
+def test_unlike_upstream_one_thread_alone_touches_the_queue(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """RobotClient merges in the thread that receives, and reads the queue outside its lock meanwhile."""
+    threads: dict[str, set[int]] = {}
+    for name in ("merge", "pop", "start_episode", "wants_observation", "__len__"):
+        original = getattr(ActionQueue, name)
+
+        def watched(self: ActionQueue, *arguments: Any, name: str = name, original: Any = original) -> Any:
+            threads.setdefault(name, set()).add(threading.get_ident())
+            return original(self, *arguments)
+
+        monkeypatch.setattr(ActionQueue, name, watched)
+    client = run.client(clock="realtime", n_episodes=2, chunk_size_threshold=0.9)
+    client.start()
+    receiver = threading.Thread(target=client.receive_actions)
+    receiver.start()
+    client.control_loop()
+    client.stop()
+    receiver.join()
+    assert threads == dict.fromkeys(threads, {threading.get_ident()})
+    assert threads.keys() >= {"merge", "pop", "__len__"}
 
 
 def test_error_in_the_receiving_thread_reaches_the_control_loop(run: Run) -> None:
@@ -380,6 +409,15 @@ def test_unlike_upstream_no_wait_is_endless(run: Run) -> None:
     run.transport.silent = True
     with pytest.raises(TransportTimeout, match="inference_timeout_s"):
         run(inference_timeout_s=0.05)
+
+
+def test_server_that_comes_back_within_its_window_may_take_longer_than_an_inference(run: Run) -> None:
+    run.transport.silent = True
+    server = threading.Timer(0.3, lambda: setattr(run.transport, "silent", False))
+    server.start()
+    episode = run.episode(inference_timeout_s=0.05, reconnect_timeout_s=30.0)
+    server.join()
+    assert episode.length == 30
 
 
 def test_unanswered_request_is_noticed_while_actions_are_queued(run: Run) -> None:
@@ -427,8 +465,8 @@ def test_step_limit_ends_an_episode(run: Run) -> None:
     assert (episode.success, episode.length) == (False, 30)
 
 
-def test_latencies_do_not_follow_the_wall_clock(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Unlike upstream, which subtracts wall clocks: here it runs backwards by an hour a look."""
+def test_unlike_upstream_latencies_do_not_follow_the_wall_clock(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which upstream subtracts from each other: here it runs backwards by an hour a look."""
     now_s = [1e9]
 
     def backwards() -> float:

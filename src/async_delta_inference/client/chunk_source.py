@@ -37,11 +37,11 @@ class ChunkSource:
                     received: ActionChunk | AsyncDeltaError | None = self._transport.receive_actions(_SLICE_S)
                 except AsyncDeltaError as exc:
                     received = exc
-            if received is None or self._stopped.is_set():
-                continue
-            with self._condition:
-                self._received.append(received)
-                self._condition.notify_all()
+                # Before the role is free: whoever takes it next must not overtake this chunk with a later one.
+                if received is not None and not self._stopped.is_set():
+                    with self._condition:
+                        self._received.append(received)
+                        self._condition.notify_all()
             if isinstance(received, AsyncDeltaError):
                 return
 
@@ -54,7 +54,8 @@ class ChunkSource:
         if not self._received:
             if self._role.acquire(blocking=False):
                 try:
-                    return self._transport.receive_actions(timeout_s)
+                    if not self._received:
+                        return self._transport.receive_actions(timeout_s)
                 finally:
                     self._role.release()
             with self._condition:

@@ -73,6 +73,7 @@ class ControlLoop:
         self._observer = observer
         self._running = running
         self._to_device = _device_converter(config.client_device)
+        self._patience_s = _patience_s(config)
         self._session_episode = -1
         self._first_timestep = 0
         self._request: _Request | None = None
@@ -227,9 +228,9 @@ class ControlLoop:
 
     def _check_age(self, request: _Request) -> None:
         age_s = (time.monotonic_ns() - request.captured_ns) * 1e-9
-        if age_s > self._config.inference_timeout_s:
+        if age_s > self._patience_s:
             raise TransportTimeout(
-                f"the server did not answer timestep {request.timestep} within {self._config.inference_timeout_s:g} s: "
+                f"the server did not answer timestep {request.timestep} within {self._patience_s:g} s: "
                 "is its inference slow? Raise --inference_timeout_s, or look into its log"
             )
 
@@ -287,6 +288,16 @@ class _StepLog:
         result.states = np.stack(self.states)
         result.rewards = np.array(self.rewards)
         result.queue_sizes = np.array(self.queue_sizes[: len(self.rewards)], np.int32)
+
+
+def _patience_s(config: SimClientConfig) -> float:
+    """How old a request may get: answered in time, after the server came back and was set up again where it may.
+
+    Transports keep each of these deadlines; this is for one that does not.
+    """
+    if config.uri is None or not config.reconnect_timeout_s:
+        return config.inference_timeout_s
+    return config.reconnect_timeout_s + config.setup_timeout_s + config.inference_timeout_s
 
 
 def _device_converter(client_device: str) -> Callable[[NDArray[np.float32]], Any]:

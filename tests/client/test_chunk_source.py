@@ -1,0 +1,68 @@
+"""Two threads take chunks from one transport: none lost, none twice, none out of order."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import threading
+from collections.abc import Iterator
+from typing import cast
+
+import numpy as np
+import pytest
+
+from async_delta_inference.client.chunk_source import ChunkSource
+from async_delta_inference.errors import PolicyError
+from async_delta_inference.transport import ActionChunk, Transport
+
+
+class Fountain:
+    """A transport that always has the next chunk."""
+
+    def __init__(self) -> None:
+        self._timesteps = itertools.count()
+
+    def receive_actions(self, timeout_s: float) -> ActionChunk | None:
+        return ActionChunk(np.zeros((1, 1), np.float32), next(self._timesteps))
+
+
+@pytest.fixture
+def eager_threads() -> Iterator[None]:
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+def test_chunks_keep_their_order_between_two_threads(eager_threads: None) -> None:
+    source = ChunkSource(cast(Transport, Fountain()))
+    receiver = threading.Thread(target=source.receive_until_stopped)
+    receiver.start()
+    seen: list[int] = []
+    try:
+        while len(seen) < 20_000:
+            if (chunk := source.next_chunk(0.0)) is not None:
+                seen.append(chunk.timestep)
+    finally:
+        source.stop()
+        receiver.join()
+    assert seen == list(range(len(seen)))
+
+
+def test_error_comes_after_the_chunks_before_it() -> None:
+    class Breaks(Fountain):
+        def receive_actions(self, timeout_s: float) -> ActionChunk | None:
+            chunk = super().receive_actions(timeout_s)
+            assert chunk is not None
+            if chunk.timestep == 3:
+                raise PolicyError("it broke", 3)
+            return chunk
+
+    source = ChunkSource(cast(Transport, Breaks()))
+    source.receive_until_stopped()  # ends with the error
+    for timestep in range(3):
+        chunk = source.next_chunk(0.0)
+        assert chunk is not None
+        assert chunk.timestep == timestep
+    with pytest.raises(PolicyError, match="it broke"):
+        source.next_chunk(0.0)
