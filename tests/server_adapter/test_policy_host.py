@@ -153,6 +153,29 @@ def test_all_pixel_values_become_the_same_floats(host: PolicyHost, checkpoint: P
     assert torch.equal(policy_input(host, observation)["observation.images.image"], expected)
 
 
+@pytest.mark.parametrize("by_table", [True, False])
+def test_memory_that_a_policy_keeps_is_not_written_again(
+    host: PolicyHost, checkpoint: Path, by_table: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.set_up(spec(checkpoint))
+    assert host._prepare is not None
+    if not by_table:
+        monkeypatch.setattr(host._prepare, "_tables", {})
+
+    def images(timestep: int) -> dict[str, torch.Tensor]:
+        assert host._prepare is not None
+        batch, finished = host._prepare(observe(timestep))
+        return {key: value for key, value in {**batch, **finished}.items() if "images" in key}
+
+    addresses = [next(iter(images(0).values())).data_ptr() for _ in range(2)]
+    assert addresses[0] == addresses[1]  # nobody held the first one: its memory serves again
+    kept = {key: value[0, 1:] for key, value in images(1).items()}  # views, as a queue of past images would hold
+    copies = {key: value.clone() for key, value in kept.items()}
+    again = images(2)
+    assert all(torch.equal(kept[key], copies[key]) for key in kept)
+    assert not any(torch.equal(again[key][0, 1:], kept[key]) for key in kept)
+
+
 class Pipeline:
     """A preprocessor of one step, whose name is all that is looked at before it runs."""
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import sys
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -42,6 +43,8 @@ ELEMENTWISE_STEPS = frozenset({"UnnormalizerProcessorStep", "DeviceProcessorStep
 _STATE_KEY = "observation.state"
 _IMAGE_PREFIX = "observation.images."
 _WHITE = np.float32(255)
+_REFERENCES_OF_OURS = 3
+"""To an array that only the dictionary, a local variable and getrefcount's own argument hold."""
 
 
 def are_as_tested(policy_server_module: Any, helpers_module: Any) -> bool:
@@ -78,6 +81,8 @@ class Preparation:
         self._shapes = shapes
         self._resize = resize
         self._tables = tables
+        self._planes: dict[tuple[int, ...], NDArray[np.uint8]] = {}
+        self._results: dict[str, NDArray[np.float32]] = {}
         with warnings.catch_warnings():
             # torch warns once per process of memory that it may not write to; nothing here writes to a slot.
             warnings.simplefilter("ignore")
@@ -99,8 +104,8 @@ class Preparation:
         finished: dict[str, torch.Tensor] = {}
         for name, image in observation.images.items():
             key = _IMAGE_PREFIX + name
-            planes = self._planes(image, self._shapes[key])
-            result = np.empty((1, *planes.shape), np.float32)
+            planes = self._tear_apart(image, self._shapes[key])
+            result = self._result(key, planes.shape)
             if (table := self._tables.get(key)) is not None:
                 for plane, levels, target in zip(planes, table, result[0], strict=True):
                     cv2.LUT(plane, levels, target)
@@ -111,16 +116,28 @@ class Preparation:
                 batch[key] = torch.from_numpy(result)
         return batch, finished
 
-    def _planes(self, image: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[np.uint8]:
-        """(H, W, C) to (C, H, W) of the policy's size."""
+    def _tear_apart(self, image: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[np.uint8]:
+        """(H, W, C) to (C, H, W) of the policy's size; valid until the next call."""
         height, width, channels = image.shape
         if shape[1:] != (height, width):
             return self._resize(torch.from_numpy(image), shape).numpy()
-        planes = np.empty((channels, height, width), np.uint8)
+        planes = self._planes.get(shape)
+        if planes is None:
+            planes = self._planes[shape] = np.empty((channels, height, width), np.uint8)
         # Tearing the channels apart as bytes, then converting what is contiguous, takes two thirds of the time that one
         # transposing pass takes.
         cv2.split(image, list(planes))
         return planes
+
+    def _result(self, key: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
+        """Memory for an image of the policy's: that of the last one where nobody holds it any more, else fresh memory.
+
+        A quarter faster than fresh memory each time, which the caches do not know.
+        """
+        result = self._results.get(key)
+        if result is None or sys.getrefcount(result) > _REFERENCES_OF_OURS:
+            result = self._results[key] = np.empty((1, *shape), np.float32)
+        return result
 
 
 class Postprocessor:
