@@ -90,5 +90,9 @@ def test_path_to_nothing_is_refused(path: str) -> None:
         local_checkpoint(path)
 
 
+def test_path_of_the_servers_machine_is_left_to_the_server() -> None:
+    assert local_checkpoint("/models/act/pretrained_model", shares_files=False) is None
+
+
 def test_hub_name_is_left_to_the_server() -> None:
     assert local_checkpoint("lerobot/act_aloha_sim") is None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
 from async_delta_inference.client import SimClientConfig
 from async_delta_inference.client.cli import main
-from async_delta_inference.errors import ConfigError, InvalidMessageError
+from async_delta_inference.errors import ConfigError, MissingExtraError
 
 GOOD = {"env": None, "policy_type": "act", "pretrained_name_or_path": "p", "actions_per_chunk": 50}
 
@@ -22,7 +23,11 @@ GOOD = {"env": None, "policy_type": "act", "pretrained_name_or_path": "p", "acti
         ({"n_episodes": 0}, "n_episodes"),
         ({"n_videos": -1}, "n_videos"),
         ({"chunk_size_threshold": 1.5}, "chunk_size_threshold"),
-        ({"fps": 0}, "fps"),
+        ({"fps": 0}, "--fps"),
+        ({"fps": float("inf")}, "--fps must be a finite number"),
+        ({"fps": 1e-300}, "--fps"),
+        ({"clock": "simulated", "inference_delay_s": float("inf")}, "--inference_delay_s must be a finite number"),
+        ({"chunk_size_threshold": float("nan")}, "--chunk_size_threshold"),
         ({"must_go": "sometimes"}, "always, queue_empty"),
         ({"clock": "sundial"}, "realtime, simulated"),
         ({"on_starvation": "eat"}, "wait, hold"),
@@ -38,11 +43,14 @@ GOOD = {"env": None, "policy_type": "act", "pretrained_name_or_path": "p", "acti
         ({"clock": "simulated", "inference_delay": "3", "inference_delay_s": 0.1}, "not both"),
         ({"clock": "simulated", "one_request_in_flight": False}, "one_request_in_flight"),
         ({"clock": "simulated", "must_go": "queue_empty"}, "--clock=realtime"),
-        ({"inference_timeout_s": 0}, "inference_timeout_s"),
+        ({"inference_timeout_s": 0}, "--inference_timeout_s must be positive"),
+        ({"connect_timeout_s": float("nan")}, "--connect_timeout_s"),
+        ({"setup_timeout_s": 1e300}, "--setup_timeout_s must be positive and at most"),
+        ({"reconnect_timeout_s": -1}, "--reconnect_timeout_s must be 0 or more"),
     ],
 )
 def test_flag_that_cannot_work_is_refused(flags: dict, named: str) -> None:
-    with pytest.raises((ConfigError, InvalidMessageError), match=named):
+    with pytest.raises(ConfigError, match=named):
         SimClientConfig(**GOOD | flags)
 
 
@@ -74,12 +82,44 @@ def test_server_of_its_own_is_reached_through_shared_memory() -> None:
     assert SimClientConfig(**GOOD).transport == "shm"
 
 
+def test_transport_of_a_plugin_needs_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("async_delta_inference.client.config.known_schemes", lambda: ["grpc", "pigeon", "shm"])
+    assert SimClientConfig(**GOOD, transport="pigeon", server_address="loft").uri == "pigeon://loft"
+    with pytest.raises(ConfigError, match="--transport=pigeon needs a --server_address"):
+        SimClientConfig(**GOOD, transport="pigeon")
+
+
+@pytest.mark.parametrize(
+    ("address", "shared"),
+    [
+        (None, True),
+        ("127.0.0.1:8080", True),
+        ("localhost:8080", True),
+        ("[::1]:8080", True),
+        ("unix:/run/server.sock", True),
+        ("shm://name", True),
+        ("gpu.lab:8080", False),
+        ("10.0.0.3:8080", False),
+    ],
+)
+def test_server_of_this_machine_sees_its_files(address: str | None, shared: bool) -> None:
+    assert SimClientConfig(**GOOD, server_address=address).shares_files is shared
+
+
+def test_program_may_give_text_and_numbers(tmp_path: Path) -> None:
+    config = SimClientConfig(
+        **GOOD, clock="simulated", inference_delay=3, output_dir=str(tmp_path), trace=f"{tmp_path}/trace.json"
+    )
+    assert (config.inference_delay, config.output_dir, config.trace) == ("3", tmp_path, tmp_path / "trace.json")
+
+
 def test_transport_that_cannot_reach_the_address_is_refused() -> None:
     with pytest.raises(ConfigError, match="cannot reach"):
         SimClientConfig(**GOOD, transport="grpc", server_address="shm://name")
 
 
 COMMAND = ["--env.type=pusht", "--policy_type=act", "--pretrained_name_or_path=./nothing", "--actions_per_chunk=5"]
+FITTING = [*COMMAND, "--pretrained_name_or_path=checkpoint"]
 
 
 @pytest.mark.parametrize(
@@ -94,6 +134,13 @@ COMMAND = ["--env.type=pusht", "--policy_type=act", "--pretrained_name_or_path=.
         ([*COMMAND, "--clock=simulated", "--inference_delay=-2"], "inference_delay"),
         ([*COMMAND, "--clock=simulated", "--inference_delay_trace=nothing.json"], "inference_delay_trace"),
         (COMMAND, "no such folder"),
+        ([*COMMAND, "--config_path=nowhere.yaml"], "nowhere.yaml"),
+        ([*COMMAND, "--seed=abc"], "--seed"),
+        ([*FITTING, "--output_dir=file"], "--output_dir=file"),
+        ([*FITTING, "--output_dir=file/below"], "--output_dir=file/below"),
+        ([*FITTING, "--trace=."], "--trace=."),
+        ([*FITTING, "--client_device=zebra"], "--client_device=zebra"),
+        ([*FITTING, "--server_address=127.0.0.1"], "write host:port"),
     ],
 )
 def test_mistake_on_the_command_line_is_one_line(
@@ -104,12 +151,23 @@ def test_mistake_on_the_command_line_is_one_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "checkpoint" / "config.json").write_text("{}")
     assert main(arguments) == 2
     error = capsys.readouterr().err.strip()
     assert error.startswith("error: ")
     assert len(error.splitlines()) == 1
     assert named in error
     assert "Traceback" not in error
+
+
+def test_missing_lerobot_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    from async_delta_inference.client.cli import _parse
+
+    monkeypatch.setitem(sys.modules, "lerobot.envs.configs", None)
+    with pytest.raises(MissingExtraError, match="async-delta-eval needs the extra 'lerobot'"):
+        _parse(COMMAND)
 
 
 def test_delay_on_the_command_line_is_a_number_or_auto() -> None:

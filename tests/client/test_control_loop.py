@@ -40,14 +40,14 @@ class Run:
             "clock": "simulated",
             "inference_delay": "0",
             "reconnect_timeout_s": 0.0,
+            "server_address": "grpc://nowhere:1",
+            "pretrained_name_or_path": "some/checkpoint",
         } | flags
         if flags["clock"] == "realtime":
             flags["inference_delay"] = None
         config = SimClientConfig(
             env=None,
             policy_type="act",
-            pretrained_name_or_path="some/checkpoint",
-            server_address="grpc://nowhere:1",
             output_dir=self._tmp_path / "out",
             progress=False,
             **flags,
@@ -375,7 +375,7 @@ def test_unlike_upstream_one_thread_alone_touches_the_queue(run: Run, monkeypatc
     client.control_loop()
     client.stop()
     receiver.join()
-    assert threads == dict.fromkeys(threads, {threading.get_ident()})
+    assert set().union(*threads.values()) == {threading.get_ident()}
     assert threads.keys() >= {"merge", "pop", "__len__"}
 
 
@@ -476,6 +476,47 @@ def test_unlike_upstream_latencies_do_not_follow_the_wall_clock(run: Run, monkey
     monkeypatch.setattr(time, "time", backwards)
     episode = run.episode()
     assert all(0 <= chunk.latency_s < 60 for chunk in episode.chunks)
+
+
+def test_starting_twice_is_refused(run: Run) -> None:
+    client = run.client()
+    client.start()
+    with pytest.raises(ConfigError, match="starts once"):
+        client.start()
+    client.control_loop()
+    client.stop()
+    with pytest.raises(ConfigError, match="starts once"):
+        client.start()
+
+
+def test_simulator_that_fails_to_close_keeps_nothing_else_open(run: Run) -> None:
+    run.environments = [StubEnvironment(task_id=0), StubEnvironment(task_id=1)]
+
+    def fail() -> None:
+        raise RuntimeError("the simulator crashed")
+
+    run.environments[0].close = run.environments[1].close = fail  # type: ignore[method-assign]
+    client = run.client()
+    client.start()
+    with pytest.raises(RuntimeError, match="crashed"):
+        client.stop()
+    assert run.transport.closed
+
+
+@pytest.mark.parametrize(("address", "shared"), [("grpc://127.0.0.1:1", True), ("grpc://gpu.lab:1", False)])
+def test_path_of_the_checkpoint_is_absolute_for_a_server_on_this_machine_only(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str, shared: bool
+) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(
+        '{"type": "act", "input_features": {"observation.images.camera": {"shape": [3, 4, 4]}}}'
+    )
+    monkeypatch.chdir(tmp_path)
+    client = run.client(server_address=address, pretrained_name_or_path="model")
+    client.start()
+    assert run.transport._policy is not None
+    assert run.transport._policy.pretrained_name_or_path == (str(tmp_path / "model") if shared else "model")
+    client.stop()
 
 
 def test_control_loop_before_start_is_refused(run: Run) -> None:

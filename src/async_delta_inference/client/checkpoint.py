@@ -16,8 +16,12 @@ __all__ = ["check_checkpoint", "local_checkpoint"]
 _IMAGES = "observation.images."
 
 
-def local_checkpoint(pretrained_name_or_path: str) -> Path | None:
-    """The checkpoint's folder, or None when it is a name for the hub, which the server resolves.
+def local_checkpoint(pretrained_name_or_path: str, *, shares_files: bool = True) -> Path | None:
+    """The checkpoint's folder, or None when the server resolves the name: one for the hub, or a path of its machine's.
+
+    Args:
+        pretrained_name_or_path: As on the command line.
+        shares_files: Whether the server sees this machine's files.
 
     Raises:
         ConfigError: It looks like a path and is no checkpoint.
@@ -30,6 +34,8 @@ def local_checkpoint(pretrained_name_or_path: str) -> Path | None:
                 "often checkpoints/<step>/pretrained_model"
             )
         return path.resolve()
+    if not shares_files:
+        return None
     looks_like_path = path.is_absolute() or path.exists() or pretrained_name_or_path.count("/") != 1
     if looks_like_path or pretrained_name_or_path.startswith((".", "~")):
         raise ConfigError(f"--pretrained_name_or_path={pretrained_name_or_path}: there is no such folder")

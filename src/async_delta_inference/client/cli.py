@@ -40,9 +40,8 @@ def _parse(arguments: Sequence[str] | None) -> SimClientConfig:
 
         env: EnvConfig = field(metadata={"help": "environment, such as --env.type=libero --env.task=libero_object"})
 
-    # draccus looks annotations up in the module, and heads --help with the qualified name.
+    # draccus looks annotations up in the module.
     globals()["EnvConfig"] = EnvConfig
-    EvalConfig.__qualname__ = "EvalConfig"
     return parse_arguments(EvalConfig, arguments, "async-delta-eval")
 
 

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from async_delta_inference.client.aggregation import aggregate_function
-from async_delta_inference.errors import ConfigError
+from async_delta_inference.errors import ConfigError, InvalidMessageError
 from async_delta_inference.transport import TransportOptions, known_schemes
+from async_delta_inference.transport.addresses import is_loopback
 from async_delta_inference.transport.registry import split_uri
 
 __all__ = ["SimClientConfig"]
+
+SLOWEST_FPS, FASTEST_FPS = 1e-3, 1e6
+"""Steps per second; beyond them a step lasts a quarter of an hour, or less than looking at the clock."""
+
+_EMBEDDED_SCHEMES = ("shm", "grpc")
 
 
 @dataclass(kw_only=True)
@@ -99,6 +106,8 @@ class SimClientConfig:
         Raises:
             ConfigError: One line that names the flag and the remedy.
         """
+        self._take_what_python_writes()
+        self._check_numbers()
         _require(bool(self.policy_type), "--policy_type must not be empty, use for example act")
         _require(bool(self.pretrained_name_or_path), "--pretrained_name_or_path must name a checkpoint")
         _require(self.actions_per_chunk >= 1, f"--actions_per_chunk must be at least 1, got {self.actions_per_chunk}")
@@ -108,7 +117,10 @@ class SimClientConfig:
             0.0 <= self.chunk_size_threshold <= 1.0,
             f"--chunk_size_threshold must be between 0 and 1, got {self.chunk_size_threshold}",
         )
-        _require(self.fps is None or self.fps > 0, f"--fps must be positive, got {self.fps}")
+        _require(
+            self.fps is None or SLOWEST_FPS <= self.fps <= FASTEST_FPS,
+            f"--fps must be positive, from {SLOWEST_FPS:g} to {FASTEST_FPS:g} steps per second, got {self.fps}",
+        )
         _one_of("must_go", self.must_go, "always", "queue_empty")
         _one_of("clock", self.clock, "realtime", "simulated")
         _one_of("on_starvation", self.on_starvation, "wait", "hold")
@@ -117,6 +129,21 @@ class SimClientConfig:
         self._check_delay()
         self._check_address()
         self.transport_options()
+
+    def _take_what_python_writes(self) -> None:
+        """A program of the user's gives paths as text and a number of steps as a number."""
+        for name in ("output_dir", "inference_delay_trace", "trace"):
+            if getattr(self, name) is not None:
+                setattr(self, name, Path(getattr(self, name)))
+        if self.inference_delay is not None:
+            self.inference_delay = str(self.inference_delay)
+
+    def _check_numbers(self) -> None:
+        for name in self.__dataclass_fields__:
+            value = getattr(self, name)
+            _require(
+                not isinstance(value, float) or math.isfinite(value), f"--{name} must be a finite number, got {value}"
+            )
 
     def _check_delay(self) -> None:
         given = [
@@ -159,6 +186,11 @@ class SimClientConfig:
             self.transport in known_schemes(),
             f"unknown --transport={self.transport}; known are: {', '.join(known_schemes())}",
         )
+        _require(
+            self.server_address is not None or self.transport in _EMBEDDED_SCHEMES,
+            f"--transport={self.transport} needs a --server_address: a server of its own speaks "
+            f"{' or '.join(_EMBEDDED_SCHEMES)}",
+        )
         _require(self.server_address != "", "--server_address must not be empty; leave it out for a server of its own")
 
     @property
@@ -168,18 +200,26 @@ class SimClientConfig:
             return self.server_address
         return f"{self.transport}://{self.server_address}"
 
+    @property
+    def shares_files(self) -> bool:
+        """Whether the server sees this machine's files, so that a path to a checkpoint can be checked here."""
+        return self.uri is None or self.transport == "shm" or is_loopback(split_uri(self.uri)[1])
+
     def transport_options(self) -> TransportOptions:
         """The deadlines.
 
         Raises:
-            InvalidMessageError: One is not positive.
+            ConfigError: One is not positive, or longer than any wait.
         """
-        return TransportOptions(
-            connect_timeout_s=self.connect_timeout_s,
-            setup_timeout_s=self.setup_timeout_s,
-            inference_timeout_s=self.inference_timeout_s,
-            reconnect_timeout_s=self.reconnect_timeout_s,
-        )
+        try:
+            return TransportOptions(
+                connect_timeout_s=self.connect_timeout_s,
+                setup_timeout_s=self.setup_timeout_s,
+                inference_timeout_s=self.inference_timeout_s,
+                reconnect_timeout_s=self.reconnect_timeout_s,
+            )
+        except InvalidMessageError as exc:
+            raise ConfigError(f"--{exc}") from exc
 
 
 def _require(condition: bool, message: str) -> None:

@@ -22,10 +22,10 @@ from async_delta_inference.client.config import SimClientConfig
 from async_delta_inference.client.environments.base import Environment
 from async_delta_inference.client.observers import RunObserver
 from async_delta_inference.client.results import ChunkRecord, EpisodeResult
-from async_delta_inference.errors import TransportTimeout
+from async_delta_inference.errors import ConfigError, TransportTimeout
 from async_delta_inference.transport import ActionChunk, Transport
 
-__all__ = ["ControlLoop"]
+__all__ = ["ControlLoop", "check_device"]
 
 _SLICE_S = 0.5
 """How long one wait for a chunk takes before the loop looks whether it was stopped."""
@@ -298,6 +298,23 @@ def _patience_s(config: SimClientConfig) -> float:
     if config.uri is None or not config.reconnect_timeout_s:
         return config.inference_timeout_s
     return config.reconnect_timeout_s + config.setup_timeout_s + config.inference_timeout_s
+
+
+def check_device(client_device: str) -> None:
+    """Refuse a device that this machine does not have.
+
+    Raises:
+        ConfigError: Torch has no such device here; its reason.
+    """
+    if client_device == "cpu":
+        return
+    import torch
+
+    try:
+        torch.empty(1, device=client_device)
+    # Which error it raises depends on the kind of device: RuntimeError, AssertionError, NotImplementedError.
+    except Exception as exc:
+        raise ConfigError(f"--client_device={client_device} cannot be used: {exc}") from exc
 
 
 def _device_converter(client_device: str) -> Callable[[NDArray[np.float32]], Any]:

@@ -7,14 +7,16 @@ import math
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
 
 from async_delta_inference.client.config import SimClientConfig
 from async_delta_inference.client.results import EpisodeResult, EvaluationResult
+from async_delta_inference.errors import ConfigError
 
-__all__ = ["async_figures", "default_output_dir", "eval_info", "success_interval", "write_eval_info"]
+__all__ = ["async_figures", "default_output_dir", "eval_info", "make_output_dir", "success_interval", "write_eval_info"]
 
 
 def default_output_dir(config: SimClientConfig) -> Path:
@@ -22,6 +24,20 @@ def default_output_dir(config: SimClientConfig) -> Path:
     now = datetime.now()
     env_type = getattr(config.env, "type", "env")
     return Path("outputs/eval") / f"{now:%Y-%m-%d}" / f"{now:%H-%M-%S}_{env_type}_{config.policy_type}"
+
+
+def make_output_dir(folder: Path) -> None:
+    """Make the folder before a run, not after it.
+
+    Raises:
+        ConfigError: It cannot be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as exc:
+        raise ConfigError(f"--output_dir={folder} cannot be written to: {exc.strerror or exc}") from exc
 
 
 def success_interval(successes: Sequence[bool]) -> tuple[float, float]:

@@ -28,13 +28,15 @@ class RunTrace:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.server_path = path.with_name(path.name + ".server")
-        """Where an embedded server leaves its part."""
         self._finished = False
         try:
+            if path.is_dir():
+                raise IsADirectoryError("it is a folder")
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as exc:
             raise ConfigError(f"--trace={path} cannot be written: {exc}") from exc
+        self.server_path = path.with_name(path.name + ".server")
+        """Where an embedded server leaves its part."""
         stages.start()
 
     def finish(self) -> None:

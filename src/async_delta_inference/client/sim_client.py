@@ -6,6 +6,7 @@ import statistics
 import threading
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,13 +16,13 @@ from async_delta_inference.client.checkpoint import check_checkpoint, local_chec
 from async_delta_inference.client.chunk_source import ChunkSource
 from async_delta_inference.client.clock import Clock, RealtimeClock, SimulatedClock, delay_in_steps
 from async_delta_inference.client.config import SimClientConfig
-from async_delta_inference.client.control import ControlLoop
+from async_delta_inference.client.control import ControlLoop, check_device
 from async_delta_inference.client.delay_trace import read_delay_trace
 from async_delta_inference.client.embedded_server import EmbeddedServer
 from async_delta_inference.client.environments.base import Environment
 from async_delta_inference.client.environments.registry import make_environments
 from async_delta_inference.client.observers import Observers, RunObserver
-from async_delta_inference.client.output import default_output_dir
+from async_delta_inference.client.output import default_output_dir, make_output_dir
 from async_delta_inference.client.results import EvaluationResult
 from async_delta_inference.client.run_files import configured_observers
 from async_delta_inference.client.run_trace import RunTrace
@@ -72,6 +73,7 @@ class SimClient:
         self._transport: Transport | None = None
         self._source: ChunkSource | None = None
         self._replayed_delays: tuple[int, ...] = ()
+        self._started = False
         self._source_exists = threading.Event()
         self._stopped = threading.Event()
         # A rendering context belongs to the thread that steps: while the loop runs, it closes the environments itself.
@@ -94,15 +96,30 @@ class SimClient:
             True; a failure raises, where RobotClient returns False.
 
         Raises:
-            ConfigError: A flag cannot work.
+            ConfigError: A flag cannot work, or it was started before.
             FeatureMismatchError: Environment and checkpoint do not fit.
             TransportError: The server cannot be reached or refuses the policy.
         """
+        if self._started or self._stopped.is_set():
+            raise ConfigError("a SimClient starts once: make a new one")
+        self._started = True
+        try:
+            self._start()
+        except BaseException:
+            self.stop()
+            raise
+        return True
+
+    def _start(self) -> None:
         config = self.config
         # What may be missing first: a server and simulators take a minute to start.
         if config.inference_delay_trace is not None:
             self._replayed_delays = read_delay_trace(config.inference_delay_trace)
-        checkpoint = local_checkpoint(config.pretrained_name_or_path)
+        checkpoint = local_checkpoint(config.pretrained_name_or_path, shares_files=config.shares_files)
+        check_device(config.client_device)
+        make_output_dir(self.output_dir)
+        if config.uri is not None:
+            self._transport = open_transport(config.uri, config.transport_options())
         if config.trace is not None:
             self._trace = RunTrace(config.trace)
         if config.uri is None:
@@ -111,18 +128,17 @@ class SimClient:
             assert config.transport is not None  # resolved by the configuration
             trace = None if self._trace is None else self._trace.server_path
             self._server = EmbeddedServer(config.transport, float(fps), self.output_dir / "server.log", trace)
-        try:
-            if self._environments is None:
-                self._environments = make_environments(config.env)
-            spec = self._policy_spec(checkpoint)
-            self._transport = self._open_transport()
-            self._transport.connect(spec)
-        except BaseException:
-            self.stop()
-            raise
+        if self._environments is None:
+            self._environments = make_environments(config.env)
+        spec = self._policy_spec(checkpoint)
+        if self._server is not None:
+            # A child that died does not come back.
+            options = replace(config.transport_options(), reconnect_timeout_s=0.0)
+            self._transport = open_transport(self._server.wait_until_ready(config.setup_timeout_s), options)
+        assert self._transport is not None
+        self._transport.connect(spec)
         self._source = ChunkSource(self._transport)
         self._source_exists.set()
-        return True
 
     def receive_actions(self) -> None:
         """Receive in this thread until `stop`; optional, `control_loop` receives by itself otherwise."""
@@ -176,21 +192,24 @@ class SimClient:
     def stop(self) -> None:
         """End the session, the simulators and the embedded server; idempotent, from any thread."""
         self._stopped.set()
-        if self._source is not None:
-            self._source.stop()
-        self._source_exists.set()
-        if self._transport is not None:
-            self._transport.close()
-        if not self._looping:
-            self._close_environments()
-        if self._server is not None:
-            self._server.stop()
-        if self._trace is not None:
-            self._trace.finish()
+        # Each of them, in the reverse of this order, also when one before it failed.
+        with ExitStack() as stack:
+            if self._trace is not None:
+                stack.callback(self._trace.finish)
+            if self._server is not None:
+                stack.callback(self._server.stop)
+            if not self._looping:
+                stack.callback(self._close_environments)
+            if self._transport is not None:
+                stack.callback(self._transport.close)
+            stack.callback(self._source_exists.set)
+            if self._source is not None:
+                stack.callback(self._source.stop)
 
     def _close_environments(self) -> None:
-        for environment in self._environments or ():
-            environment.close()
+        with ExitStack() as stack:
+            for environment in self._environments or ():
+                stack.callback(environment.close)
 
     def _run_task(self, loop: ControlLoop, environment: Environment, task: str) -> None:
         try:
@@ -221,21 +240,15 @@ class SimClient:
             check_checkpoint(checkpoint, self.config.policy_type, first.features, first.action_dim)
         return PolicySpec(
             policy_type=self.config.policy_type,
-            pretrained_name_or_path=str(checkpoint or self.config.pretrained_name_or_path),
+            # A path of this machine's is made absolute for a server with another working directory.
+            pretrained_name_or_path=str(
+                checkpoint if checkpoint and self.config.shares_files else self.config.pretrained_name_or_path
+            ),
             actions_per_chunk=self.config.actions_per_chunk,
             features=first.features,
             action_dim=first.action_dim,
             device=self.config.policy_device,
         )
-
-    def _open_transport(self) -> Transport:
-        options = self.config.transport_options()
-        if self._server is None:
-            assert self.config.uri is not None
-            return open_transport(self.config.uri, options)
-        # A child that died does not come back.
-        uri = self._server.wait_until_ready(self.config.setup_timeout_s)
-        return open_transport(uri, replace(options, reconnect_timeout_s=0.0))
 
     def _make_clock(self, queue: ActionQueue) -> Clock:
         config = self.config

@@ -13,8 +13,9 @@ from typing import Protocol
 
 from async_delta_inference import stages
 from async_delta_inference.command_line import parse_arguments, run_command
-from async_delta_inference.errors import ConfigError
+from async_delta_inference.errors import ConfigError, MissingExtraError
 from async_delta_inference.stage_trace import write_trace
+from async_delta_inference.transport.base import LONGEST_TIMEOUT_S
 from async_delta_inference.transport.registry import split_uri
 
 __all__ = ["ServeConfig", "main"]
@@ -63,8 +64,14 @@ class ServeConfig:
         """
         if self.fps < 1:
             raise ConfigError(f"--fps must be at least 1, got {self.fps}")
-        if self.inference_latency < 0 or self.obs_queue_timeout < 0:
-            raise ConfigError("--inference_latency and --obs_queue_timeout must not be negative")
+        for name in ("inference_latency", "obs_queue_timeout"):
+            if not 0 <= getattr(self, name) <= LONGEST_TIMEOUT_S:  # also what is not a number
+                raise ConfigError(f"--{name} must not be negative, nor endless, got {getattr(self, name)}")
+        if self.announce_fd is not None:
+            try:
+                os.fstat(self.announce_fd)
+            except (OSError, OverflowError) as exc:
+                raise ConfigError(f"--announce_fd={self.announce_fd} is not open") from exc
         self.listen_on()
 
     def listen_on(self) -> list[tuple[str, str]]:
@@ -99,9 +106,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _serve(config: ServeConfig) -> int:
     with ExitStack() as stack:
         if config.trace is not None:
+            _write_trace(config.trace)  # Empty: what cannot be written is better known now than at the end.
             stages.start()
             stack.callback(_write_trace, config.trace)
-        services = [_make_service(scheme, address, config) for scheme, address in config.listen_on()]
+        services = _make_services(config)
         for service in services:
             stack.callback(service.stop)  # First: a signal may come as soon as it has started.
             service.start()
@@ -110,6 +118,17 @@ def _serve(config: ServeConfig) -> int:
         _announce(config.announce_fd, [service.uri for service in services])
         _wait(config.exit_with_stdin)
     return 0
+
+
+def _make_services(config: ServeConfig) -> list[Service]:
+    try:
+        return [_make_service(scheme, address, config) for scheme, address in config.listen_on()]
+    except MissingExtraError:
+        raise
+    except ModuleNotFoundError as exc:
+        raise MissingExtraError("lerobot", "async-delta-serve") from exc
+    except ImportError as exc:  # LeRobot's own word for what its extras lack.
+        raise ConfigError(f"LeRobot's PolicyServer cannot be loaded: {exc}") from exc
 
 
 def _make_service(scheme: str, address: str, config: ServeConfig) -> Service:

@@ -25,7 +25,7 @@ from async_delta_inference.errors import (
 )
 from async_delta_inference.transport.messages import ActionChunk, Observation, PolicySpec
 
-__all__ = ["Transport", "TransportOptions", "check_finite"]
+__all__ = ["LONGEST_TIMEOUT_S", "Transport", "TransportOptions", "check_finite"]
 
 LONGEST_TIMEOUT_S = 1e8
 """Three years: above any wait, below what the system's own timers take."""
