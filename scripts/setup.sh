@@ -3,6 +3,8 @@
 set -eu
 cd "$(dirname "$0")/.."
 venv=$1
+# Debian keeps ldconfig where only root looks.
+PATH=$PATH:/usr/sbin:/sbin
 
 missing=
 for tool in cmake g++; do
@@ -11,7 +13,7 @@ done
 for library in libEGL.so.1:libegl1 libEGL_mesa.so.0:libegl-mesa0 libGL.so.1:libgl1; do
     ldconfig -p 2>/dev/null | grep -q "${library%%:*}" || missing="$missing ${library##*:}"
 done
-[ -n "$(find /usr/lib /usr/local/lib \( -name '*swrast_dri.so' -o -name 'libgallium*.so' \) -print -quit 2>/dev/null)" ] || missing="$missing libgl1-mesa-dri"
+[ -n "$(find /usr/lib /usr/lib64 /usr/local/lib \( -name '*swrast_dri.so' -o -name 'libgallium*.so' \) -print -quit 2>/dev/null)" ] || missing="$missing libgl1-mesa-dri"
 if [ -n "$missing" ]; then
     echo "system packages are missing; install them with:" >&2
     echo "    sudo apt-get install$missing" >&2
