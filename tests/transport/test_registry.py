@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from async_delta_inference.errors import ConfigError
 from async_delta_inference.transport import Transport, known_schemes, open_transport, registry
 from async_delta_inference.transport.registry import split_uri, transport_class
+from async_delta_inference.transport.testing import CONTRACT_POLICY
 
 TESTS = Path(__file__).parent
 
@@ -64,6 +66,29 @@ def test_plugin_adds_a_scheme(monkeypatch: pytest.MonkeyPatch) -> None:
     with open_transport("pigeon://loft") as transport:
         assert isinstance(transport, PluginTransport)
         assert transport.address == "loft"
+
+
+def test_installed_package_adds_a_scheme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A distribution as pip leaves it, found as Python finds any: nothing of ours is replaced."""
+    (tmp_path / "pigeon.py").write_text(
+        "from async_delta_inference.transport import Transport\n"
+        "class PigeonTransport(Transport):\n"
+        "    def _connect(self, policy): self.flown = True\n"
+        "    def _send(self, observation): pass\n"
+        "    def _receive(self, timeout_s): return None\n"
+        "    def _close(self): pass\n"
+    )
+    metadata = tmp_path / "pigeon-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: pigeon\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text("[async_delta_inference.transports]\ncoo = pigeon:PigeonTransport\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert known_schemes() == ["coo", "grpc", "shm"]
+    with open_transport("coo://loft") as transport:
+        transport.connect(CONTRACT_POLICY)
+        assert transport.flown  # type: ignore[attr-defined]
+        assert transport.receive_actions(0.0) is None
+    monkeypatch.delitem(sys.modules, "pigeon")
 
 
 def test_plugin_that_is_no_transport_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
