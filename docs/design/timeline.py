@@ -1,61 +1,117 @@
-"""Draws timeline.svg: what a delay of 3 steps does to a queue of chunks of 10."""
+"""Draws timeline.svg from runs of the real control loop in a stub environment: chunks of 10, a delay of 3 steps."""
 
 from __future__ import annotations
 
+import sys
+import tempfile
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
+import matplotlib as mpl
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, Rectangle
 
-STEPS, CHUNK, DELAY, THRESHOLD = 24, 10, 3, 5
-ROWS = {"wait (default)": 2.0, "hold": 0.0}
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "support"))
+from scripted_transport import ScriptedTransport, timestep_policy
+from stub_environment import StubEnvironment
+
+from async_delta_inference.client import SimClient, SimClientConfig
+from async_delta_inference.client.results import EpisodeResult
+
+STEPS, CHUNK, DELAY = 24, 10, 3
+REALTIME_POLLS = {0: 0, 5: 1, 10: 4, 15: 2, 20: 3}
+"""How many steps each answer takes in the realtime clock: what the machine happens to need."""
+SIMULATED = {"clock": "simulated", "inference_delay": str(DELAY)}
+ROWS: dict[str, tuple[dict[str, Any], str]] = {
+    "realtime": ({"clock": "realtime"}, "a chunk takes effect when it arrives: sometimes sooner, sometimes later"),
+    "simulated,\nwait": (
+        SIMULATED,
+        "always 3 steps later; with nothing queued the simulator stands still until it is there",
+    ),
+    "simulated,\nhold": (
+        SIMULATED | {"on_starvation": "hold"},
+        "with nothing queued the robot holds; the first 3 actions are stale",
+    ),
+}
 
 
 def main() -> None:
     """Write the picture beside this file."""
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    mpl.rcParams["svg.hashsalt"] = "timeline"
+    figure = Figure(figsize=(11, 6.2), layout="constrained")
     FigureCanvasSVG(figure)
     axes = figure.add_subplot()
-    draw(axes, "wait (default)", first_merge=0)
-    draw(axes, "hold", first_merge=DELAY)
-    axes.set(xlim=(-3.6, STEPS + 0.2), ylim=(-0.9, 3.5), xlabel="environment step = simulated time")
+    for index, (name, (flags, caption)) in enumerate(ROWS.items()):
+        episode, rendered = run(flags)
+        draw(axes, 2.2 * (len(ROWS) - 1 - index), name, caption, episode, rendered)
+    axes.set(
+        xlim=(-3.2, STEPS + 0.2), ylim=(-1.1, 5.9), xlabel="environment step; in the simulated clock this is the time"
+    )
     axes.set_xticks(range(0, STEPS + 1, 2))
     axes.set_yticks([])
-    axes.set_title(f"simulated clock: --inference_delay={DELAY}, chunks of {CHUNK}, --chunk_size_threshold=0.5")
+    axes.set_title(
+        "Colour: the observation that an action was computed from. Arrow: sent → takes effect. ● a frame is rendered"
+    )
     for spine in ("top", "left", "right"):
         axes.spines[spine].set_visible(False)
     figure.savefig(Path(__file__).with_name("timeline.svg"), metadata={"Date": None})
 
 
-def draw(axes: object, mode: str, first_merge: int) -> None:
-    """One row: the chunk that each step's action comes from, requests and merges."""
-    y = ROWS[mode]
-    axes.text(-3.5, y + 0.3, mode, va="center")
-    merges = {first_merge: 0}
-    request = CHUNK - THRESHOLD
-    while request < STEPS:
-        merges[request + DELAY] = request
-        request += THRESHOLD
-    source = None
-    for step in range(STEPS):
-        source = merges.get(step, source)
-        colour = "0.85" if source is None else f"C{(source // THRESHOLD) % 6}"
-        axes.add_patch(Rectangle((step, y), 1, 0.6, facecolor=colour, edgecolor="white"))
-        if source is None:
+def run(flags: dict[str, Any]) -> tuple[EpisodeResult, list[bool]]:
+    """One episode, and before which of its steps a frame was rendered."""
+    environment, transport = StubEnvironment(max_episode_steps=STEPS), ScriptedTransport(timestep_policy(CHUNK))
+    send = transport._send
+
+    def send_and_take_time(observation: Any) -> None:
+        transport._polls = REALTIME_POLLS.get(observation.timestep, DELAY)
+        send(observation)
+
+    transport._send = send_and_take_time  # type: ignore[method-assign]
+    with tempfile.TemporaryDirectory() as folder:
+        config = SimClientConfig(
+            env=None,
+            policy_type="act",
+            pretrained_name_or_path="a/b",
+            actions_per_chunk=CHUNK,
+            n_episodes=1,
+            server_address="grpc://nowhere:1",
+            output_dir=Path(folder),
+            progress=False,
+            aggregate_fn_name="latest_only",
+            **flags,
+        )
+        with patch("async_delta_inference.client.sim_client.open_transport", return_value=transport):
+            (episode,) = SimClient(config, environments=[environment]).run().episodes
+    return episode, environment.rendered[0][:-1]
+
+
+def draw(axes: Axes, y: float, name: str, caption: str, episode: EpisodeResult, rendered: list[bool]) -> None:
+    """One row."""
+    colours = {chunk.requested_step: f"C{index % 6}" for index, chunk in enumerate(episode.chunks)}
+    axes.text(-3.1, y + 0.3, name, va="center")
+    axes.text(0.1, y - 0.55, caption, fontsize=8)
+    for step, (_, source) in enumerate(episode.actions):
+        held = source < 0
+        axes.add_patch(Rectangle((step, y), 1, 0.6, facecolor="0.85" if held else colours[source], edgecolor="white"))
+        if held:
             axes.text(step + 0.5, y + 0.3, "hold", ha="center", va="center", fontsize=7)
-    for merge, asked in merges.items():
-        if asked < merge < STEPS:
-            arrow = FancyArrowPatch(
-                (asked, y + 0.62), (merge + 0.02, y + 0.62), connectionstyle="arc3,rad=-0.45", arrowstyle="-|>",
-                mutation_scale=9, color=f"C{(asked // THRESHOLD) % 6}",
+        if rendered[step]:
+            axes.plot(step, y - 0.15, "o", color="0.2", markersize=4)
+    for chunk in episode.chunks:
+        if chunk.merged_step > chunk.requested_step:
+            axes.add_patch(
+                FancyArrowPatch(
+                    (chunk.requested_step, y + 0.62),
+                    (chunk.merged_step + 0.02, y + 0.62),
+                    connectionstyle="arc3,rad=-0.45",
+                    arrowstyle="-|>",
+                    mutation_scale=9,
+                    color=colours[chunk.requested_step],
+                )
             )
-            axes.add_patch(arrow)
-    if first_merge == 0:
-        axes.text(0.1, y - 0.3, "the simulator stands still until the first chunk is there", fontsize=8)
-    else:
-        axes.text(0.1, y - 0.3, "arrow: observation sent → its chunk takes effect, 3 steps later; "
-                  "actions of steps that passed are dropped, overlapping ones aggregated", fontsize=8)
 
 
 if __name__ == "__main__":
