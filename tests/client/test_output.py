@@ -5,14 +5,22 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from async_delta_inference.client import SimClientConfig
 from async_delta_inference.client.delay_trace import read_delay_trace, write_delay_trace
-from async_delta_inference.client.output import async_figures, eval_info, success_interval, write_eval_info
+from async_delta_inference.client.output import (
+    async_figures,
+    default_output_dir,
+    eval_info,
+    success_interval,
+    write_eval_info,
+)
 from async_delta_inference.client.results import ChunkRecord, EpisodeResult, EvaluationResult
 from async_delta_inference.client.table import result_table
 from async_delta_inference.errors import ConfigError
@@ -107,6 +115,15 @@ def test_nothing_done_is_not_a_number() -> None:
 def test_interval_is_wilsons(successes: list[bool], low: float, high: float) -> None:
     """Against the published formula's values for n = 10."""
     assert success_interval(successes) == pytest.approx((low, high), abs=5e-4)
+
+
+def test_default_folder_names_day_time_environment_and_policy() -> None:
+    class Env:
+        type = "pusht"
+
+    config = SimClientConfig(env=Env(), policy_type="act", pretrained_name_or_path="p", actions_per_chunk=1)
+    folder = default_output_dir(config).as_posix()
+    assert re.fullmatch(r"outputs/eval/\d{4}-\d\d-\d\d/\d\d-\d\d-\d\d_pusht_act", folder)
 
 
 def test_file_is_json(result: EvaluationResult, tmp_path: Path) -> None:
