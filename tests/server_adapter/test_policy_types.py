@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,17 @@ def upstream_actions(server: Any, policy_type: str, observation: Observation) ->
     raw |= {**observation.images, "task": observation.task}
     timed = module.TimedObservation(timestamp=0.0, timestep=observation.timestep, observation=raw, must_go=True)
     return torch.stack([row.get_action() for row in server._predict_action_chunk(timed)]).numpy().tobytes()
+
+
+@pytest.mark.parametrize("note", ["docs/compatibility.md", "docs/design/shm.md"])
+def test_table_names_the_types_of_this_lerobot(note: str) -> None:
+    from lerobot.async_inference.constants import SUPPORTED_POLICIES
+
+    lines = (Path(__file__).parents[2] / note).read_text().splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith(("| type |", "| policy type |")))
+    rows = itertools.takewhile(lambda line: line.startswith("|"), lines[start + 2 :])
+    named = [name.strip() for row in rows for name in row.split("|")[1].split(",")]
+    assert sorted(named) == sorted(SUPPORTED_POLICIES)
 
 
 @pytest.mark.skipif(find_spec("num2words") is None, reason="SmolVLA's processor needs num2words: lerobot[smolvla]")
