@@ -1,7 +1,8 @@
 """Records demonstrations of one MetaWorld task with the expert that comes with the package.
 
-LeRobot's `MetaworldEnv` always renders 480x480. The dataset holds the image shrunk by the same processor step that the
-exported policy carries, so training and evaluation see the same pixels, through PolicyServer and through lerobot-eval.
+LeRobot's `MetaworldEnv` always renders 480x480. The dataset holds the image, cut and shrunk by the same processor step
+that the exported policy carries, so training and evaluation see the same pixels, through PolicyServer and through
+lerobot-eval.
 Episode i uses seed `first_seed + i`; an evaluation uses seeds from 1000 on.
 """
 
@@ -33,7 +34,10 @@ class MetaworldRecorder:
 
         self._args = args
         self._env = MetaworldEnv(args.task, obs_type="pixels_agent_pos")
-        self._resize = ImageCropResizeProcessorStep(resize_size=(args.image_size_px, args.image_size_px))
+        self._resize = ImageCropResizeProcessorStep(
+            crop_params_dict={IMAGE_KEY: tuple(args.crop_px)} if args.crop_px else None,
+            resize_size=(args.image_size_px, args.image_size_px),
+        )
         self._image: NDArray[np.uint8]
 
     def record(self, index: int, attempt: int) -> Episode:
@@ -88,6 +92,13 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of the noise")
     parser.add_argument("--first-seed", type=int, default=0, help="of the environment, for the first episode")
     parser.add_argument("--image-size-px", type=int, default=96)
+    parser.add_argument(
+        "--crop-px",
+        type=int,
+        nargs=4,
+        metavar=("TOP", "LEFT", "HEIGHT", "WIDTH"),
+        help="part of the 480x480 picture that is kept; reach-v3's goal is a ball of 15 pixels there, and of 3 without",
+    )
     parser.add_argument("--max-steps", type=int, default=200)
     parser.add_argument("--render-every", type=int, default=3, help="steps between two rendered, trainable frames")
     parser.add_argument("--noise-std", type=float, default=0.1)

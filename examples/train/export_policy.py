@@ -36,7 +36,9 @@ def to_half(tensors: dict[str, torch.Tensor], buffer_names: set[str]) -> dict[st
     return result
 
 
-def export(checkpoint: Path, output: Path, resize_from_px: int | None = None) -> int:
+def export(
+    checkpoint: Path, output: Path, resize_from_px: int | None = None, crop_px: tuple[int, int, int, int] | None = None
+) -> int:
     """Writes the half-precision copy.
 
     Args:
@@ -45,6 +47,7 @@ def export(checkpoint: Path, output: Path, resize_from_px: int | None = None) ->
         resize_from_px: for a simulator whose cameras are larger than the images trained on: the policy then asks for
             images of this size and its own preprocessor makes them small, so that PolicyServer and lerobot-eval, of
             which only the first resizes by itself, give the policy the same pixels.
+        crop_px: part of that image that is kept before it is made small: (top, left, height, width).
 
     Returns:
         Size of the weights, bytes.
@@ -64,7 +67,7 @@ def export(checkpoint: Path, output: Path, resize_from_px: int | None = None) ->
     config = json.loads((checkpoint / CONFIG_NAME).read_text())
     config["pretrained_path"] = None  # Where it was trained from is of no use elsewhere.
     if resize_from_px is not None:
-        _resize_in_preprocessor(config, output / PREPROCESSOR_NAME, resize_from_px)
+        _resize_in_preprocessor(config, output / PREPROCESSOR_NAME, resize_from_px, crop_px)
     (output / CONFIG_NAME).write_text(json.dumps(config, indent=4) + "\n")
     n_bytes = (output / WEIGHTS_NAME).stat().st_size
     if n_bytes > MAX_BYTES:
@@ -72,8 +75,10 @@ def export(checkpoint: Path, output: Path, resize_from_px: int | None = None) ->
     return n_bytes
 
 
-def _resize_in_preprocessor(config: dict, preprocessor_file: Path, resize_from_px: int) -> None:
-    """Makes the policy ask for large images and its preprocessor shrink them to the size trained on."""
+def _resize_in_preprocessor(
+    config: dict, preprocessor_file: Path, resize_from_px: int, crop_px: tuple[int, int, int, int] | None
+) -> None:
+    """Makes the policy ask for large images and its preprocessor cut and shrink them to what it was trained on."""
     images = {name: feature for name, feature in config["input_features"].items() if feature["type"] == "VISUAL"}
     (trained_shape,) = {tuple(feature["shape"]) for feature in images.values()}
     for feature in images.values():
@@ -81,7 +86,10 @@ def _resize_in_preprocessor(config: dict, preprocessor_file: Path, resize_from_p
     preprocessor = json.loads(preprocessor_file.read_text())
     step = {
         "registry_name": "image_crop_resize_processor",
-        "config": {"crop_params_dict": None, "resize_size": list(trained_shape[1:])},
+        "config": {
+            "crop_params_dict": {key: list(crop_px) for key in images} if crop_px else None,
+            "resize_size": list(trained_shape[1:]),
+        },
     }
     names = [s["registry_name"] for s in preprocessor["steps"]]
     # Before normalization, which lives on the small images' statistics and on values in 0..1.
@@ -97,8 +105,14 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, required=True, help="`pretrained_model` folder of lerobot-train")
     parser.add_argument("--output", type=Path, required=True, help="examples/policies/NAME")
     parser.add_argument("--resize-from-px", type=int, help="camera size of the simulator, if it is not the trained one")
+    parser.add_argument(
+        "--crop-px", type=int, nargs=4, metavar=("TOP", "LEFT", "HEIGHT", "WIDTH"), help="as in collect_metaworld.py"
+    )
     args = parser.parse_args()
-    print(f"{args.output}: {export(args.checkpoint, args.output, args.resize_from_px)} bytes")
+    if args.crop_px and not args.resize_from_px:
+        parser.error("--crop-px needs --resize-from-px, the size of the image that is cut")
+    size = export(args.checkpoint, args.output, args.resize_from_px, args.crop_px and tuple(args.crop_px))
+    print(f"{args.output}: {size} bytes")
 
 
 if __name__ == "__main__":

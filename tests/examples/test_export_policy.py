@@ -71,16 +71,20 @@ def test_exported_config_names_no_path_of_this_machine(initial: Path, tmp_path: 
     assert json.loads((tmp_path / "config.json").read_text())["pretrained_path"] is None
 
 
-def test_a_policy_that_resizes_by_itself_sees_what_it_was_trained_on(initial: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("crop_px", [None, (90, 220, 240, 200)])
+def test_a_policy_that_resizes_by_itself_sees_what_it_was_trained_on(
+    initial: Path, tmp_path: Path, crop_px: tuple[int, int, int, int] | None
+) -> None:
     from evaluate_policy import ChunkPolicy
     from lerobot.processor import ImageCropResizeProcessorStep
 
-    export(initial, tmp_path, resize_from_px=480)
+    export(initial, tmp_path, resize_from_px=480, crop_px=crop_px)
     policy = ChunkPolicy(tmp_path)
     assert policy.policy.config.image_features["observation.images.image"].shape == (3, 480, 480)
     key, state = "observation.images.image", torch.rand(1, 8)
     large = torch.rand(1, 3, 480, 480)
-    small = ImageCropResizeProcessorStep(resize_size=(SIZE_PX, SIZE_PX)).observation({key: large})[key]
+    shrink = ImageCropResizeProcessorStep(crop_px and {key: crop_px}, resize_size=(SIZE_PX, SIZE_PX))
+    small = shrink.observation({key: large})[key]
     expected = ChunkPolicy(initial).predict({key: small, "observation.state": state})
     np.testing.assert_allclose(policy.predict({key: large, "observation.state": state}), expected, atol=0.02)
 
