@@ -65,7 +65,7 @@ def test_evaluation_starts_and_ends_its_own_server(pusht_checkpoint: Path, tmp_p
 
 
 @pytest.mark.timeout(4 * START_S)
-@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_server_ends_with_its_client_whatever_happens(pusht_checkpoint: Path, tmp_path: Path, sign: int) -> None:
     output_dir = tmp_path / "out"
     flags = (

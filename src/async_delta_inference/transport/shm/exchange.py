@@ -68,8 +68,6 @@ class ShmExchange(Transport):
         self._actions, self._texts = segment.actions, segment.action_bytes
         self._tasks = segment.tasks
         self._slots = [(o.state, tuple(o.images.items())) for o in segment.observations]
-        # Views of their own, made read-only whenever the loan ends; those of `_slots` stay as they are.
-        self._loans = [_loan_of(o) for o in segment.observations]
         self._task, self._task_number, self._task_bytes = "", 0, 0
         self._slot_task_numbers = [0] * len(self._slots)
         self._chunk_rows = segment.layout.chunk_shape[0]
@@ -226,17 +224,9 @@ class ShmExchange(Transport):
             raise
         finally:
             self._sending = False
-        observation, state, images = self._loans[slot]
-        observation.timestep = observation.episode = 0
-        observation.task = ""
-        observation.must_go = True
-        observation.timestamp_s = 0.0
-        observation.state = state
-        observation.images = images.copy()
-        state.setflags(write=True)
-        for image in images.values():
-            image.setflags(write=True)
-        return observation
+        # New objects each time: whoever still has those of the slot's last loan must not reach into this one.
+        state, images = self._slots[slot]
+        return Observation({name: image.view() for name, image in images}, state.view())
 
     def _take_back(self, observation: Observation) -> None:
         self._writer.unclaim(self._loan_slot)
@@ -350,9 +340,3 @@ def _broken(exc: Exception) -> ProtocolError:
 def _interrupted() -> ProtocolError:
     # Between two of the ring's steps, perhaps: who owns which slot is not known any more.
     return ProtocolError("the session ended when something interrupted the sending of an observation")
-
-
-def _loan_of(slot: Observation) -> tuple[Observation, NDArray[np.float32], dict[str, NDArray[np.uint8]]]:
-    state = slot.state.view()
-    images = {name: image.view() for name, image in slot.images.items()}
-    return Observation({}, state), state, images

@@ -352,6 +352,22 @@ class TransportContract:
         expect_answer(transport.receive_actions(WAIT_S), 0)
         assert transport.receive_actions(0.0) is None
 
+    def test_loan_that_was_sent_stays_useless(self, transport: Transport) -> None:
+        old: list[Observation] = []
+        for timestep in range(12):  # More than any backend has slots: their memory is lent again.
+            loan = transport.loan_observation()
+            for stale in old:
+                assert stale is not loan
+                _assert_read_only(stale)
+                with pytest.raises(LoanError):
+                    transport.send_observation(stale)
+                with pytest.raises(LoanError):
+                    transport.return_loan(stale)
+            fill_contract_observation(loan, timestep)
+            transport.send_observation(loan)
+            expect_answer(transport.receive_actions(WAIT_S), timestep)
+            old.append(loan)
+
     def test_abandoned_loan_is_an_error(self, transport: Transport) -> None:
         transport.loan_observation()
         with pytest.raises(LoanError):
