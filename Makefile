@@ -29,7 +29,7 @@ demo: $(READY)  ## evaluate a small policy in LIBERO over an embedded server, wi
 	$(VENV)/bin/async-delta-eval --env.type=libero --env.task=libero_object --env.task_ids='[0]' \
 	    --env.observation_height=128 --env.observation_width=128 \
 	    --policy_type=act --pretrained_name_or_path=$(DEMO_POLICY) --actions_per_chunk=50 \
-	    --aggregate_fn_name=latest_only --n_episodes=2 --n_videos=1 --debug_visualize_queue_size=true \
+	    --n_episodes=2 --n_videos=1 --debug_visualize_queue_size=true \
 	    --plot_latency=true \
 	    --output_dir=outputs/demo
 

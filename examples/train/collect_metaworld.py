@@ -60,12 +60,16 @@ class MetaworldRecorder:
         inner.seed(seed)
         raw, _ = inner.reset(seed=seed)
         frames: list[dict[str, Any]] = []
+        solved_at: int | None = None
         for step in range(args.max_steps):
             action = np.clip(self._env.expert_policy.get_action(raw), -1.0, 1.0).astype(np.float32)
             if is_seen:
                 frames.append(self._frame(raw, action, is_rendered=step % args.render_every == 0))
             raw, _, _, _, info = inner.step(disturbance.apply(action))
-            if info["success"]:
+            if info["success"] and solved_at is None:
+                solved_at = step
+            # A demonstration that ends with success shows neither how to stay there nor how to come back.
+            if solved_at is not None and step >= solved_at + args.linger_steps:
                 return Episode(frames, True, {"seed": seed})
         return Episode(frames, False, {"seed": seed})
 
@@ -100,6 +104,7 @@ def parse_args() -> argparse.Namespace:
         help="part of the 480x480 picture that is kept; reach-v3's goal is a ball of 15 pixels there, and of 3 without",
     )
     parser.add_argument("--max-steps", type=int, default=200)
+    parser.add_argument("--linger-steps", type=int, default=40, help="recorded after the task is solved")
     parser.add_argument("--render-every", type=int, default=3, help="steps between two rendered, trainable frames")
     parser.add_argument("--noise-std", type=float, default=0.1)
     parser.add_argument("--push-probability", type=float, default=0.03)

@@ -79,7 +79,7 @@ def evaluate(
         aggregate_fn_name=aggregate,
         clock="simulated",
         inference_delay=str(delay),
-        on_starvation="hold",
+        on_starvation=args.on_starvation,
         progress=False,
     )
     environment.start_at(args.first_init_state)
@@ -89,6 +89,7 @@ def evaluate(
         "task_id": args.task_id,
         "delay_steps": delay,
         "aggregate": aggregate,
+        "on_starvation": args.on_starvation,
         "n_successes": n_successes,
         "n_episodes": len(result.episodes),
         "interval": [round(bound, 3) for bound in wilson_interval(n_successes, len(result.episodes))],
@@ -112,6 +113,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--aggregates", nargs="+", default=list(AGGREGATES), choices=AGGREGATES)
     parser.add_argument("--actions-per-chunk", type=int, default=50)
     parser.add_argument("--chunk-size-threshold", type=float, default=0.5)
+    parser.add_argument("--on-starvation", choices=("hold", "wait"), default="hold", help="hold is what a robot does")
     parser.add_argument("--image-size-px", type=int, default=128)
     return parser.parse_args()
 
