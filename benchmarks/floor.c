@@ -5,11 +5,12 @@
  * checked, described or protected: a transport does more than this, and is measured as a multiple of it.
  *
  *     cc -O2 -o floor floor.c -pthread
- *     ./floor OBSERVATION_BYTES CHUNK_BYTES WARMUP EXCHANGES
+ *     ./floor OBSERVATION_BYTES CHUNK_BYTES WARMUP EXCHANGES [CLIENT_PROCESSOR SERVER_PROCESSOR]
  *
  * Prints the duration of every exchange after the warm-up, in nanoseconds, one a line.
  */
 #define _GNU_SOURCE
+#include <sched.h>
 #include <semaphore.h>
 #include <signal.h>
 #include <stdint.h>
@@ -39,6 +40,16 @@ static void wait_for(sem_t *semaphore) {
     }
 }
 
+static void stay_on(int processor) {
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    CPU_SET(processor, &set);
+    if (sched_setaffinity(0, sizeof set, &set) != 0) {
+        perror("sched_setaffinity");
+        exit(1);
+    }
+}
+
 static void *reserve(size_t size, int flags) {
     void *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, flags | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
     if (memory == MAP_FAILED) {
@@ -59,8 +70,9 @@ static void serve(struct shared *shared, size_t observation_bytes, size_t chunk_
 }
 
 int main(int argc, char **argv) {
-    if (argc != 5) {
-        fprintf(stderr, "usage: %s OBSERVATION_BYTES CHUNK_BYTES WARMUP EXCHANGES\n", argv[0]);
+    if (argc != 5 && argc != 7) {
+        fprintf(stderr, "usage: %s OBSERVATION_BYTES CHUNK_BYTES WARMUP EXCHANGES [CLIENT_PROCESSOR SERVER_PROCESSOR]\n",
+                argv[0]);
         return 2;
     }
     size_t observation_bytes = strtoull(argv[1], NULL, 10), chunk_bytes = strtoull(argv[2], NULL, 10);
@@ -74,8 +86,14 @@ int main(int argc, char **argv) {
     pid_t server = fork();
     if (server == 0) {
         prctl(PR_SET_PDEATHSIG, SIGKILL);
+        if (argc == 7) {
+            stay_on(atoi(argv[6]));
+        }
         serve(shared, observation_bytes, chunk_bytes, warmup + exchanges);
         return 0;
+    }
+    if (argc == 7) {
+        stay_on(atoi(argv[5]));
     }
     for (long i = -warmup; i < exchanges; i++) {
         int64_t start_ns = now_ns();

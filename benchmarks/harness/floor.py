@@ -33,14 +33,19 @@ class Floor:
     Args:
         program: As compiled.
         payload: How many bytes go there and back.
+        cores: Label of the series.
+        processors: Of the client and of the server; as the kernel likes where None.
     """
 
-    def __init__(self, program: Path, payload: Payload) -> None:
-        self.series = Series("floor", "copy", payload.name)
+    def __init__(
+        self, program: Path, payload: Payload, cores: str = "any", processors: tuple[int, int] | None = None
+    ) -> None:
+        self.series = Series("floor", "copy", payload.name, cores=cores)
         self._command = [str(program), str(payload.observation_bytes), str(payload.chunk_bytes)]
+        self._processors = [str(number) for number in processors or ()]
 
     def run_round(self, warmup: int, count: int) -> None:
         """Run the program once. Its CPU time is not known: most of it would be its start."""
-        command = [*self._command, str(warmup), str(count)]
+        command = [*self._command, str(warmup), str(count), *self._processors]
         output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         self.series.add(np.array(output.split(), np.int64), None)

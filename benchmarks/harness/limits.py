@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from harness.placement import PLACEMENTS
+
 __all__ = ["LIMITS", "Finding", "Limit", "check_limits"]
 
 Results = dict[str, Any]
@@ -55,9 +57,9 @@ class Finding:
         return self.measured >= self.limit.limit if self.limit.at_least else self.measured <= self.limit.limit
 
 
-def _to_floor(mode: str, payload: str, limit: float) -> Limit:
+def _to_floor(mode: str, payload: str, limit: float, cores: str = "any") -> Limit:
     return Limit(
-        f"shm {mode} / C floor, {payload}",
+        f"shm {mode} / C floor, {payload}" + (f", {cores} core{'s' * (cores == 'two')}" if cores != "any" else ""),
         {
             "transport": "shm",
             "mode": mode,
@@ -65,6 +67,7 @@ def _to_floor(mode: str, payload: str, limit: float) -> Limit:
             "policy": "null",
             "pacing": "tight",
             "level": "transport",
+            "cores": cores,
         },
         ("ratios", "p50_to_floor"),
         limit,
@@ -79,17 +82,22 @@ _CLIENT_ACT = {
     "policy": "act",
     "pacing": "tight",
     "level": "client",
+    "cores": "any",
 }
 
+_FLOOR_LIMITS = (
+    ("copy", "state", 2.5),
+    ("copy", "libero", 2.5),
+    ("copy", "3x480x640", 1.4),
+    ("copy", "4x1080x1920", 1.15),
+    ("loan", "state", 2.5),
+    ("loan", "libero", 1.6),
+    ("loan", "3x480x640", 0.5),
+    ("loan", "4x1080x1920", 0.1),
+)
+
 LIMITS = (
-    _to_floor("copy", "state", 2.5),
-    _to_floor("copy", "libero", 2.5),
-    _to_floor("copy", "3x480x640", 1.4),
-    _to_floor("copy", "4x1080x1920", 1.15),
-    _to_floor("loan", "state", 2.5),
-    _to_floor("loan", "libero", 1.6),
-    _to_floor("loan", "3x480x640", 0.5),
-    _to_floor("loan", "4x1080x1920", 0.1),
+    *(_to_floor(*limit, cores) for cores in PLACEMENTS for limit in _FLOOR_LIMITS),
     Limit("gRPC / shm, LIBERO, p50", _SHM_LIBERO, ("ratios", "grpc_p50_to_this"), 100, at_least=True),
     Limit("gRPC / shm, LIBERO, p99", _SHM_LIBERO, ("ratios", "grpc_p99_to_this"), 50, at_least=True),
     Limit("gRPC / shm, LIBERO, CPU time", _SHM_LIBERO, ("ratios", "grpc_cpu_to_this"), 100, at_least=True),

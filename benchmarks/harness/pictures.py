@@ -22,8 +22,8 @@ _DPI = 110
 
 def draw_pictures(folder: Path, series: Sequence[Series], results: dict[str, Any]) -> None:
     """``latency_cdf.png``, ``latency_bars.png`` and ``latency_stages.png``."""
-    _draw_cdfs(folder / "latency_cdf.png", [one for one in series if one.level == "transport"])
-    _draw_bars(folder / "latency_bars.png", results["rows"])
+    _draw_cdfs(folder / "latency_cdf.png", [one for one in series if one.level == "transport" and one.cores == "any"])
+    _draw_bars(folder / "latency_bars.png", [row for row in results["rows"] if row["cores"] == "any"])
     _draw_stages(folder / "latency_stages.png", results["stages"])
 
 

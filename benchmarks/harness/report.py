@@ -13,7 +13,7 @@ from harness.limits import ABSOLUTE_LIMITS, LIMITS, Finding, check_limits
 __all__ = ["findings_table", "markdown", "print_results"]
 
 Results = dict[str, Any]
-_COLUMNS = ("transport", "mode", "payload", "policy", "pacing", "level", "n")
+_COLUMNS = ("transport", "mode", "payload", "policy", "pacing", "level", "cores", "n")
 _FIGURES = ("p50_us", "p90_us", "p99_us", "p999_us", "max_us", "cpu_us")
 _RATIOS = {"p50_to_floor": "x floor", "grpc_p50_to_this": "gRPC/this p50", "grpc_p99_to_this": "p99"}
 

@@ -24,6 +24,7 @@ class Series:
         policy: null or act.
         pacing: tight or paced.
         level: transport or client.
+        cores: Where both processes ran: on one core, on two, or on any that the kernel chose.
         rounds: Durations of each round's exchanges, ns.
         cpu_ns: CPU time of both processes together, of each round; None where it is not known.
         forward_ns: Of each exchange, what the policy's forward pass took of it, where that was recorded.
@@ -36,15 +37,16 @@ class Series:
     policy: str = "null"
     pacing: str = "tight"
     level: str = "transport"
+    cores: str = "any"
     rounds: list[Nanoseconds] = field(default_factory=list)
     cpu_ns: list[int | None] = field(default_factory=list)
     forward_ns: list[Nanoseconds] = field(default_factory=list)
     peak_rss_mb: dict[str, float] = field(default_factory=dict)
 
     @property
-    def key(self) -> tuple[str, str, str, str]:
-        """What two series must share to be compared: payload, policy, pacing, level."""
-        return self.payload, self.policy, self.pacing, self.level
+    def key(self) -> tuple[str, str, str, str, str]:
+        """What two series must share to be compared: payload, policy, pacing, level, cores."""
+        return self.payload, self.policy, self.pacing, self.level, self.cores
 
     def add(self, durations_ns: Nanoseconds, cpu_ns: int | None) -> None:
         """One more round."""
@@ -108,6 +110,7 @@ def row_of(series: Series, others: list[Series]) -> dict[str, Any]:
         "policy": series.policy,
         "pacing": series.pacing,
         "level": series.level,
+        "cores": series.cores,
         "n": len(durations_us),
         "p50_us": _round(p50),
         "p90_us": _round(p90),

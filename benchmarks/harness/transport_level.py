@@ -12,6 +12,7 @@ from harness.exchanges import CopyExchange, Exchange, LoanExchange
 from harness.floor import Floor
 from harness.pacing import run_paced, run_tight
 from harness.payloads import Payload
+from harness.placement import PLACEMENTS, placed, processors_of
 from harness.servers import ServerProcess
 from harness.statistics import Series
 
@@ -52,12 +53,33 @@ def measure_payload(
             together = [*floors, *exchanges, *more]
             run_tight(together, tight)
             series += [exchange.series for exchange in together]
+            if floor_program:
+                series += _measure_placed(
+                    [e for e in exchanges if e.series.transport == "shm"], floor_program, payload, tight
+                )
         if paced:
             punctual = [exchange for exchange in exchanges if exchange.series.transport in _PACED]
             for exchange in punctual:
                 exchange.series = Series(exchange.series.transport, exchange.series.mode, payload.name, pacing="paced")
             run_paced(punctual, paced)
             series += [exchange.series for exchange in punctual]
+    return series
+
+
+def _measure_placed(exchanges: Sequence[Exchange], floor_program: Path, payload: Payload, count: int) -> list[Series]:
+    """Shared memory and the floor alone, both on one core, then both on two."""
+    series: list[Series] = []
+    for cores in PLACEMENTS:
+        processors = processors_of(cores)
+        if processors is None or not exchanges:
+            continue
+        client, server = processors
+        floor = Floor(floor_program, payload, cores, (min(client), min(server)))
+        for exchange in exchanges:
+            exchange.series = Series(exchange.series.transport, exchange.series.mode, payload.name, cores=cores)
+        with placed(exchanges[0].server_pid, client, server):
+            run_tight([floor, *exchanges], count)
+        series += [floor.series, *(exchange.series for exchange in exchanges)]
     return series
 
 

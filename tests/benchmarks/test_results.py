@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import threading
 from pathlib import Path
 
 import latency
 import pytest
 from harness.null_policy import check_reply, constant_chunk
 from harness.payloads import parse_payload
+from harness.placement import placed, processors_of
 from harness.plan import Plan, TransportStep
 from rich.console import Console
 
@@ -16,7 +19,7 @@ from async_delta_inference.errors import ConfigError, ProtocolError
 from async_delta_inference.transport import ActionChunk
 
 ROW_KEYS = {
-    *("transport", "mode", "payload", "policy", "pacing", "level", "n", "cpu_us", "peak_rss_mb", "ratios"),
+    *("transport", "mode", "payload", "policy", "pacing", "level", "cores", "n", "cpu_us", "peak_rss_mb", "ratios"),
     *("p50_us", "p90_us", "p99_us", "p999_us", "max_us"),
 }
 
@@ -41,6 +44,34 @@ def test_rows_have_the_documented_keys(results: tuple[Path, dict]) -> None:
     assert shm <= combinations <= {*shm, ("floor", "copy", "tight")}
     for row in found["rows"]:
         assert 0 < row["p50_us"] <= row["p90_us"] <= row["p99_us"] <= row["p999_us"] <= row["max_us"]
+
+
+def test_ratios_to_the_floor_are_taken_where_both_ran_alike(results: tuple[Path, dict]) -> None:
+    rows = [row for row in results[1]["rows"] if row["pacing"] == "tight"]
+    placed = {row["cores"] for row in rows if row["transport"] == "floor"} - {"any"}
+    if not placed:
+        pytest.skip("no C compiler: there is no floor")
+    assert "one" in placed
+    for cores in placed:
+        found = {(row["transport"], row["mode"]): row for row in rows if row["cores"] == cores}
+        assert set(found) == {("floor", "copy"), ("shm", "copy"), ("shm", "loan")}
+        assert all(found["shm", mode]["ratios"]["p50_to_floor"]["low"] > 0 for mode in ("copy", "loan"))
+
+
+def test_a_placement_holds_for_every_thread_and_ends() -> None:
+    before = os.sched_getaffinity(0)
+    release = threading.Event()
+    thread = threading.Thread(target=release.wait)
+    thread.start()
+    try:
+        processors = processors_of("one")
+        assert processors is not None
+        with placed(os.getpid(), *processors):
+            assert [os.sched_getaffinity(task) for task in (0, thread.native_id or 0)] == [processors[0]] * 2
+        assert [os.sched_getaffinity(task) for task in (0, thread.native_id or 0)] == [before] * 2
+    finally:
+        release.set()
+        thread.join()
 
 
 def test_environment_tells_machine_versions_and_load(results: tuple[Path, dict]) -> None:

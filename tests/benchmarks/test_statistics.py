@@ -37,6 +37,12 @@ def test_floor_has_no_cpu_time() -> None:
     assert row_of(floor, [floor])["cpu_us"] is None
 
 
+def test_floor_of_another_placement_is_no_peer() -> None:
+    floor, fast_floor, shm = series("floor", [50], cpu_ns=None), series("floor", [2], cpu_ns=None), series("shm", [10])
+    fast_floor.cores = shm.cores = "one"
+    assert row_of(shm, [floor, fast_floor, shm])["ratios"]["p50_to_floor"]["median"] == pytest.approx(5)
+
+
 def test_series_of_another_payload_is_no_peer() -> None:
     other = series("floor", [1])
     other.payload = "state"
