@@ -13,9 +13,22 @@ from typing import Any
 Entry = dict[str, Any]
 
 
-def read_entries(files: list[Path]) -> list[Entry]:
-    """The settings' results, in the order they were written."""
-    return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+Panel = tuple[int, str]
+"""Task and what happens on starvation: one table and one panel of the picture each."""
+
+
+def read_panels(files: list[Path]) -> dict[Panel, list[Entry]]:
+    """The settings' results by panel, in the order they were written."""
+    panels: dict[Panel, list[Entry]] = {}
+    for line in (line for file in files for line in file.read_text().splitlines()):
+        entry = json.loads(line)
+        panels.setdefault((entry["task_id"], entry.get("on_starvation", "hold")), []).append(entry)
+    return panels
+
+
+def title(panel: Panel) -> str:
+    """For people."""
+    return f"libero_object task {panel[0]}, --on_starvation={panel[1]}"
 
 
 def cell(entry: Entry | None) -> str:
@@ -26,49 +39,48 @@ def cell(entry: Entry | None) -> str:
     return f"{entry['n_successes']} of {entry['n_episodes']} ({low}-{high} %)"
 
 
-def markdown_table(entries: list[Entry]) -> str:
-    """One table for each task: rows are delays in control steps, columns aggregations."""
+def markdown_tables(panels: dict[Panel, list[Entry]]) -> str:
+    """Rows are delays in control steps, columns aggregations."""
     tables = []
-    for task_id in sorted({entry["task_id"] for entry in entries}):
-        known = {(e["delay_steps"], e["aggregate"]): e for e in entries if e["task_id"] == task_id}
+    for panel, entries in panels.items():
+        known = {(entry["delay_steps"], entry["aggregate"]): entry for entry in entries}
         names = list(dict.fromkeys(name for _, name in known))
         lines = [f"| delay, steps | {' | '.join(names)} |", "|---" * (1 + len(names)) + "|"]
         for delay in sorted({delay for delay, _ in known}):
             lines.append(f"| {delay} | {' | '.join(cell(known.get((delay, name))) for name in names)} |")
-        tables.append(f"Task {task_id}\n\n" + "\n".join(lines) + "\n")
+        tables.append(f"{title(panel)}\n\n" + "\n".join(lines) + "\n")
     return "\n".join(tables)
 
 
-def draw(entries: list[Entry], path: Path) -> None:
-    """Writes the picture: a panel for each task."""
+def draw(panels: dict[Panel, list[Entry]], path: Path) -> None:
+    """Writes the picture."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    tasks = sorted({entry["task_id"] for entry in entries})
-    figure = Figure(figsize=(5.5 * len(tasks), 4), layout="constrained")
+    names = list(dict.fromkeys(entry["aggregate"] for entries in panels.values() for entry in entries))
+    figure = Figure(figsize=(5.5 * len(panels), 4), layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
-    for axes, task_id in zip(panels, tasks, strict=True):
-        axes.set(
-            title=f"libero_object task {task_id}", xlabel="inference delay, control steps of 50 ms", ylim=(0, 1.02)
-        )
-        names = list(dict.fromkeys(entry["aggregate"] for entry in entries))
+    all_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axes, (panel, entries) in zip(all_axes, panels.items(), strict=True):
+        axes.set(title=title(panel), xlabel="inference delay, control steps of 50 ms", ylim=(-0.02, 1.02))
         for number, name in enumerate(names):
-            line = sorted(
-                (e for e in entries if e["task_id"] == task_id and e["aggregate"] == name),
-                key=lambda entry: entry["delay_steps"],
-            )
-            rates = [e["n_successes"] / e["n_episodes"] for e in line]
-            below = [rate - e["interval"][0] for rate, e in zip(rates, line, strict=True)]
-            above = [e["interval"][1] - rate for rate, e in zip(rates, line, strict=True)]
             # Side by side, so that equal rates do not hide each other.
-            places = [e["delay_steps"] + 0.15 * (number - (len(names) - 1) / 2) for e in line]
-            axes.errorbar(places, rates, yerr=(below, above), marker="o", capsize=2, linewidth=1, label=name)
+            draw_line(axes, [e for e in entries if e["aggregate"] == name], name, 0.15 * (number - len(names) / 2))
         axes.grid(True, alpha=0.3)
-    panels[0].set_ylabel("success rate on held-out init states")
-    panels[-1].legend(loc="best", fontsize="small")
+    all_axes[0].set_ylabel("success rate on held-out init states")
+    all_axes[0].legend(loc="best", fontsize="small")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
+
+
+def draw_line(axes: Any, entries: list[Entry], name: str, shift: float) -> None:
+    """Draws one aggregation's rates over the delays, moved sideways by `shift` steps."""
+    entries = sorted(entries, key=lambda entry: entry["delay_steps"])
+    rates = [entry["n_successes"] / entry["n_episodes"] for entry in entries]
+    below = [rate - entry["interval"][0] for rate, entry in zip(rates, entries, strict=True)]
+    above = [entry["interval"][1] - rate for rate, entry in zip(rates, entries, strict=True)]
+    places = [entry["delay_steps"] + shift for entry in entries]
+    axes.errorbar(places, rates, yerr=(below, above), marker="o", capsize=2, linewidth=1, label=name)
 
 
 def main() -> None:
@@ -77,9 +89,9 @@ def main() -> None:
     parser.add_argument("results", type=Path, nargs="+", help="JSON lines of evaluate_held_out.py")
     parser.add_argument("--output", type=Path, default=Path("docs/images/delays.png"))
     args = parser.parse_args()
-    entries = read_entries(args.results)
-    print(markdown_table(entries))
-    draw(entries, args.output)
+    panels = read_panels(args.results)
+    print(markdown_tables(panels))
+    draw(panels, args.output)
 
 
 if __name__ == "__main__":
