@@ -12,7 +12,6 @@ from typing import NoReturn
 
 import numpy as np
 from numpy import ndarray
-from numpy.typing import NDArray
 from posix_ipc import BusyError, SignalError
 from posix_ipc import Error as SemaphoreError
 
