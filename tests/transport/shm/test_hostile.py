@@ -119,6 +119,8 @@ def test_changed_reason_is_read_or_refused(reason: object, kind: str) -> None:
     for read in (handshake.reason_of, lambda message: handshake.check_kind(message, "ready")):
         try:
             read({"kind": kind, "reason": reason})  # type: ignore[operator]
+        except PeerGoneError:
+            assert kind == "bye"
         except (ProtocolError, SetupRefusedError):
             continue
 
