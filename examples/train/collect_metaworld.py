@@ -59,12 +59,16 @@ class MetaworldRecorder:
         inner = self._env._env
         inner.seed(seed)
         raw, _ = inner.reset(seed=seed)
+        raw, is_goal_drawn = self._detour(raw, int(rng.integers(args.detour_steps + 1)))
         frames: list[dict[str, Any]] = []
         solved_at: int | None = None
         for step in range(args.max_steps):
-            action = np.clip(self._env.expert_policy.get_action(raw), -1.0, 1.0).astype(np.float32)
+            action = self._expert_action(raw)
             if is_seen:
                 frames.append(self._frame(raw, action, is_rendered=step % args.render_every == 0))
+                if not is_goal_drawn:
+                    frames[-1][IS_RENDERED][:] = False
+            is_goal_drawn = True
             raw, _, _, _, info = inner.step(disturbance.apply(action))
             if info["success"] and solved_at is None:
                 solved_at = step
@@ -72,6 +76,27 @@ class MetaworldRecorder:
             if solved_at is not None and step >= solved_at + args.linger_steps:
                 return Episode(frames, True, {"seed": seed})
         return Episode(frames, False, {"seed": seed})
+
+    def _detour(self, raw: NDArray[np.float64], n_steps: int) -> tuple[NDArray[np.float64], bool]:
+        """Heads for the goal that the reset's picture shows: MetaWorld draws two goals, and draws the first in there.
+
+        An evaluation's first chunk is computed from that picture, so the policy has to come back from there.
+
+        Returns:
+            The observation, (39,), and whether a picture of it would show the goal that counts.
+        """
+        shown_goal = self._env._env.data.site("goal").xpos.copy()
+        for _ in range(n_steps):
+            raw = raw.copy()
+            raw[-3:] = shown_goal
+            raw, _, _, _, info = self._env._env.step(self._expert_action(raw))
+            if info["success"]:
+                break  # An evaluation would have ended here.
+        return raw, n_steps > 0
+
+    def _expert_action(self, raw: NDArray[np.float64]) -> NDArray[np.float32]:
+        action: NDArray[np.float32] = np.clip(self._env.expert_policy.get_action(raw), -1.0, 1.0).astype(np.float32)
+        return action
 
     def _frame(self, raw: NDArray[np.float64], action: NDArray[np.float32], *, is_rendered: bool) -> dict[str, Any]:
         if is_rendered:
@@ -104,6 +129,7 @@ def parse_args() -> argparse.Namespace:
         help="part of the 480x480 picture that is kept; reach-v3's goal is a ball of 15 pixels there, and of 3 without",
     )
     parser.add_argument("--max-steps", type=int, default=200)
+    parser.add_argument("--detour-steps", type=int, default=50, help="at most, before the recording, to a wrong goal")
     parser.add_argument("--linger-steps", type=int, default=40, help="recorded after the task is solved")
     parser.add_argument("--render-every", type=int, default=3, help="steps between two rendered, trainable frames")
     parser.add_argument("--noise-std", type=float, default=0.1)
