@@ -20,7 +20,7 @@ from async_delta_inference.errors import ConfigError, PolicyError, SetupRefusedE
 from async_delta_inference.server_adapter import policy_host
 from async_delta_inference.server_adapter.image_tables import image_tables
 from async_delta_inference.server_adapter.policy_host import PolicyHost, load_policy_server_module
-from async_delta_inference.server_adapter.tensors import Postprocessor, digest
+from async_delta_inference.server_adapter.tensors import digest
 from async_delta_inference.transport import Observation, ObservationFeatures, PolicySpec
 
 FEATURES = ObservationFeatures(tuple(f"s{i}" for i in range(8)), {"image": (96, 96, 3), "image2": (96, 96, 3)})
@@ -105,8 +105,8 @@ def test_actions_are_bit_equal_to_upstream(
 def policy_input(host: PolicyHost, observation: Observation) -> dict[str, Any]:
     """What the policy is given."""
     assert host._prepare is not None
-    batch, finished = host._prepare(observation)
-    return {**host.policy_server.preprocessor(batch), **finished}
+    assert host._preprocess is not None
+    return host._preprocess(*host._prepare(observation))
 
 
 def upstream_policy_input(host: PolicyHost, observation: Observation, features: ObservationFeatures) -> dict[str, Any]:
@@ -219,31 +219,6 @@ def test_table_stands_in_only_for_what_looks_at_single_pixels(
     if has_table:
         levels = torch.arange(256, dtype=torch.float32) / 255
         assert all(torch.equal(torch.from_numpy(channel), scale(levels)) for channel in tables["image"])
-
-
-def test_whole_chunk_is_postprocessed_at_once_once_proven(host: PolicyHost, checkpoint: Path) -> None:
-    host.set_up(spec(checkpoint))
-    host.infer(observe(1))
-    assert host._postprocess is not None
-    assert host._postprocess._proven
-
-
-def test_postprocessor_that_is_not_elementwise_goes_row_by_row() -> None:
-    class Cumulative:
-        steps = ()
-
-        def __call__(self, actions: torch.Tensor) -> torch.Tensor:
-            return actions.cumsum(dim=-2) if actions.ndim == 3 else actions
-
-    class Unknown(Cumulative):
-        steps = (object(),)
-
-    chunk = torch.rand(1, 5, 3)
-    for pipeline in (Cumulative(), Unknown()):
-        postprocess = Postprocessor(pipeline)
-        for _ in range(3):
-            assert torch.equal(postprocess(chunk), chunk[0])
-        assert not postprocess._whole
 
 
 def test_a_changed_lerobot_is_noticed(monkeypatch: pytest.MonkeyPatch, checkpoint: Path) -> None:

@@ -30,7 +30,8 @@ from numpy.typing import NDArray
 from async_delta_inference import stages
 from async_delta_inference.errors import ConfigError, PolicyError, SetupRefusedError
 from async_delta_inference.server_adapter.image_tables import image_tables
-from async_delta_inference.server_adapter.tensors import Postprocessor, Preparation, are_as_tested, as_chunk
+from async_delta_inference.server_adapter.processors import Postprocessor, Preprocessor
+from async_delta_inference.server_adapter.tensors import Preparation, are_as_tested, as_chunk
 from async_delta_inference.transport.messages import Observation, PolicySpec
 
 __all__ = ["TESTED_VERSIONS", "PolicyHost", "load_policy_server_module"]
@@ -115,6 +116,7 @@ class PolicyHost:
         if not self._may_take_apart:
             logger.warning("lerobot %s differs from the tested one: inference takes its slower way", version("lerobot"))
         self._prepare: Preparation | None = None
+        self._preprocess: Preprocessor | None = None
         self._postprocess: Postprocessor | None = None
         self._inference_latency_s = inference_latency
         self._key: object = None
@@ -148,7 +150,7 @@ class PolicyHost:
             self._load(policy)
         _check_features(server.policy.config, policy)
         if key != self._key and self._may_take_apart:
-            self._prepare = self._preparation(policy)
+            self._take_apart(policy)
             self._postprocess = Postprocessor(server.postprocessor)
         self._key = key
         server.actions_per_chunk = policy.actions_per_chunk
@@ -226,17 +228,21 @@ class PolicyHost:
                 f"{type(exc).__name__}: {exc}"
             ) from exc
 
-    def _preparation(self, policy: PolicySpec) -> Preparation:
-        """For the policy that is loaded."""
+    def _take_apart(self, policy: PolicySpec) -> None:
+        """Make what `_predict` does around the policy, for the policy that is loaded."""
         server = self.policy_server
         shapes = {key: tuple(feature.shape) for key, feature in server.policy.config.image_features.items()}
         sent = {
             key: shape for key, shape in shapes.items() if key.removeprefix(_IMAGE_PREFIX) in policy.features.images
         }
-        rest = {"observation.state": torch.zeros(1, policy.features.state_dim), "task": ""}
-        return Preparation(
-            shapes, self._helpers.resize_robot_observation_image, image_tables(server.preprocessor, sent, rest)
-        )
+        rest: dict[str, Any] = {
+            "observation.state": torch.linspace(-3, 3, policy.features.state_dim)[None],
+            "task": "a",
+        }
+        tables = image_tables(server.preprocessor, sent, rest)
+        self._prepare = Preparation(shapes, self._helpers.resize_robot_observation_image, tables)
+        images = {key: torch.zeros(1, *shape) for key, shape in sent.items()}
+        self._preprocess = Preprocessor(server.preprocessor, {**rest, **images})
 
     def _wrap(self, observation: Observation) -> Any:
         """What PolicyServer's filter looks at: images would pin their slot for as long as it remembers them."""
@@ -254,7 +260,7 @@ class PolicyHost:
 
     def _predict(self, observation: Observation, timed: Any, release: Callable[[], None] | None) -> NDArray[np.float32]:
         """`_predict_action_chunk`, step by step, unless this lerobot's is another one."""
-        if self._postprocess is None or self._prepare is None:
+        if self._prepare is None or self._preprocess is None or self._postprocess is None:
             return self._predict_as_upstream(observation, timed)
         server, timestep, recorder = self.policy_server, observation.timestep, stages.recorder
         batch, finished = self._prepare(observation)
@@ -262,8 +268,7 @@ class PolicyHost:
             release()
         if recorder is not None:
             recorder.mark(stages.PREPARE, timestep)
-        batch = server.preprocessor(batch)
-        batch.update(finished)
+        batch = self._preprocess(batch, finished)
         server.last_processed_obs = timed
         if recorder is not None:
             recorder.mark(stages.PREPROCESS, timestep)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from async_delta_inference.transport.messages import Observation
 
-__all__ = ["Postprocessor", "Preparation", "are_as_tested", "as_chunk"]
+__all__ = ["Preparation", "are_as_tested", "as_chunk"]
 
 REPLACED = (
     "PolicyServer._predict_action_chunk",
@@ -36,9 +36,6 @@ REPLACED = (
 
 TESTED_DIGEST = "f605276e195feea7"
 """Of their source text, in lerobot 0.6.1."""
-
-ELEMENTWISE_STEPS = frozenset({"UnnormalizerProcessorStep", "DeviceProcessorStep", "RenameObservationsProcessorStep"})
-"""Steps of a postprocessor without state, which treat every element of an action alike wherever it stands."""
 
 _STATE_KEY = "observation.state"
 _IMAGE_PREFIX = "observation.images."
@@ -138,36 +135,6 @@ class Preparation:
         if result is None or sys.getrefcount(result) > _REFERENCES_OF_OURS:
             result = self._results[key] = np.empty((1, *shape), np.float32)
         return result
-
-
-class Postprocessor:
-    """Applies a policy's postprocessor to a whole chunk where that gives the same bits as row by row.
-
-    Args:
-        pipeline: LeRobot's.
-    """
-
-    def __init__(self, pipeline: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        self._pipeline = pipeline
-        steps = {type(step).__name__ for step in getattr(pipeline, "steps", [None])}
-        self._whole = steps <= ELEMENTWISE_STEPS
-        self._proven = False
-
-    def __call__(self, chunk: torch.Tensor) -> torch.Tensor:
-        """(1, n, A) to (n, A), on the CPU."""
-        if not self._whole:
-            return self._row_by_row(chunk)
-        whole = self._pipeline(chunk).squeeze(0).detach().cpu()
-        if not self._proven:
-            # Once per policy: what the step types promise is looked at, too.
-            rows = self._row_by_row(chunk)
-            self._whole = self._proven = whole.dtype == rows.dtype and torch.equal(whole, rows)
-            return rows
-        return whole
-
-    def _row_by_row(self, chunk: torch.Tensor) -> torch.Tensor:
-        rows = [self._pipeline(chunk[:, row, :]) for row in range(chunk.shape[1])]
-        return torch.stack(rows, dim=1).squeeze(0).detach().cpu()
 
 
 def as_chunk(actions: torch.Tensor) -> NDArray[np.float32]:

@@ -1,0 +1,133 @@
+"""LeRobot's processors with less around them: what they do to a state and to a chunk, called directly.
+
+A pipeline packs its input into a transition, copies that for every step, and unpacks it: a tenth of a millisecond, for
+arithmetic on a few floats. Where its steps are LeRobot's plain ones, only the normaliser has anything to do. Whether
+that gives the bits of the pipeline is looked at before it is relied on; where it does not, the pipeline is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+__all__ = ["Postprocessor", "Preprocessor"]
+
+ELEMENTWISE_STEPS = frozenset({"UnnormalizerProcessorStep", "DeviceProcessorStep", "RenameObservationsProcessorStep"})
+"""Steps of a postprocessor without state, which treat every element of an action alike wherever it stands."""
+
+_PLAIN_STEPS = frozenset(
+    {
+        "AddBatchDimensionProcessorStep",
+        "DeviceProcessorStep",
+        "NormalizerProcessorStep",
+        "RenameObservationsProcessorStep",
+        "UnnormalizerProcessorStep",
+    }
+)
+"""Steps that leave alone what is a batch, on the CPU, under its right name, and no state or action."""
+
+_STATE = "observation.state"
+_TASK = "task"
+
+
+class Preprocessor:
+    """Makes the policy's input of a state, a task, and images that are normalised already or not.
+
+    Args:
+        pipeline: LeRobot's.
+        example: What the pipeline may be given, images included: float32 tensors by key, and the task.
+    """
+
+    def __init__(
+        self, pipeline: Callable[[dict[str, Any]], dict[str, Any]], example: Mapping[str, torch.Tensor | str]
+    ) -> None:
+        self._pipeline = pipeline
+        self._normalize: Callable[[dict[str, Any], bool], dict[str, Any]] | None = None
+        self._rest: dict[str, Any] = {}
+        step = _only_normalizer(pipeline, "_normalize_observation")
+        state = example.get(_STATE)
+        if step is None or not isinstance(state, torch.Tensor):
+            return
+        expected = pipeline(dict(example))
+        self._rest = {key: value for key, value in expected.items() if not key.startswith("observation.")}
+        self._normalize = step._normalize_observation
+        images = {key: value for key, value in expected.items() if key.startswith("observation.") and key != _STATE}
+        if not _same(self({_STATE: state, _TASK: example.get(_TASK, "")}, images), expected):
+            self._normalize = None
+
+    def __call__(self, batch: dict[str, Any], finished: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+        """The policy's input.
+
+        Args:
+            batch: state (1, S), task, and images (1, C, H, W) in [0, 1], float32, by LeRobot key.
+            finished: Images that are as the pipeline would make them, by the same keys.
+        """
+        if self._normalize is None or len(batch) != 2:  # An image is among them.
+            return {**self._pipeline(batch), **finished}
+        state = self._normalize({_STATE: batch[_STATE]}, False)
+        rest = {key: dict(value) if isinstance(value, dict) else value for key, value in self._rest.items()}
+        return {**rest, _TASK: [batch[_TASK]], **state, **finished}
+
+
+class Postprocessor:
+    """Applies a policy's postprocessor to a whole chunk where that gives the same bits as row by row.
+
+    Args:
+        pipeline: LeRobot's.
+    """
+
+    def __init__(self, pipeline: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        self._pipeline = pipeline
+        steps = {type(step).__name__ for step in getattr(pipeline, "steps", [None])}
+        self._whole = steps <= ELEMENTWISE_STEPS
+        self._proven = False
+        step = _only_normalizer(pipeline, "_normalize_action")
+        self._transform = pipeline if step is None else lambda chunk: step._normalize_action(chunk, True)
+
+    def __call__(self, chunk: torch.Tensor) -> torch.Tensor:
+        """(1, n, A) to (n, A), on the CPU."""
+        if not self._whole:
+            return self._row_by_row(chunk)
+        whole = self._transform(chunk).squeeze(0).detach().cpu()
+        if not self._proven:
+            # Once per policy: what the step types promise is looked at, too.
+            rows = self._row_by_row(chunk)
+            self._whole = self._proven = whole.dtype == rows.dtype and torch.equal(whole, rows)
+            return rows
+        return whole
+
+    def _row_by_row(self, chunk: torch.Tensor) -> torch.Tensor:
+        rows = [self._pipeline(chunk[:, row, :]) for row in range(chunk.shape[1])]
+        return torch.stack(rows, dim=1).squeeze(0).detach().cpu()
+
+
+def _only_normalizer(pipeline: Any, method: str) -> Any:
+    """The one step of the pipeline that has something to do on the CPU, or None where there may be others."""
+    steps = list(getattr(pipeline, "steps", ()))
+    if not {type(step).__name__ for step in steps} <= _PLAIN_STEPS:
+        return None
+    if getattr(pipeline, "before_step_hooks", ()) or getattr(pipeline, "after_step_hooks", ()):
+        return None
+    for step in steps:
+        device = getattr(step, "tensor_device", None)
+        if (device is not None and device.type != "cpu") or getattr(step, "float_dtype", None):
+            return None
+        if getattr(step, "rename_map", None):
+            return None
+    normalizers = [step for step in steps if "ormalizer" in type(step).__name__]
+    return normalizers[0] if len(normalizers) == 1 and hasattr(normalizers[0], method) else None
+
+
+def _same(found: Mapping[str, Any], expected: Mapping[str, Any]) -> bool:
+    if set(found) != set(expected):
+        return False
+    for key, value in expected.items():
+        other = found[key]
+        if not isinstance(value, torch.Tensor):
+            if other != value:
+                return False
+        elif not isinstance(other, torch.Tensor) or other.dtype != value.dtype or not torch.equal(other, value):
+            return False
+    return True
