@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,7 +14,7 @@ from lerobot.configs import FeatureType, NormalizationMode, PolicyFeature
 from lerobot.policies.act.configuration_act import ACTConfig
 from lerobot.policies.act.processor_act import make_act_pre_post_processors
 
-from async_delta_inference.server_adapter.processors import Postprocessor, Preprocessor
+from async_delta_inference.server_adapter.processors import Postprocessor, Preprocessor, as_chunk
 
 STATE_DIM, ACTION_DIM = 6, 5
 IMAGE_KEY = "observation.images.image"
@@ -147,7 +148,7 @@ def test_whole_chunk_is_postprocessed_at_once_once_proven(mode: NormalizationMod
     for _ in range(3):
         chunk = torch.randn(1, 9, ACTION_DIM)
         rows = torch.cat([pipeline(chunk[:, row]) for row in range(9)])
-        assert postprocess(chunk).numpy().tobytes() == rows.numpy().tobytes()
+        assert postprocess(chunk).tobytes() == rows.numpy().tobytes()
         assert postprocess._proven
         assert postprocess._transform is not pipeline
 
@@ -166,5 +167,14 @@ def test_postprocessor_that_is_not_elementwise_goes_row_by_row() -> None:
     for pipeline in (Cumulative(), Unknown()):
         postprocess = Postprocessor(pipeline)
         for _ in range(3):
-            assert torch.equal(postprocess(chunk), chunk[0])
+            assert np.array_equal(postprocess(chunk), chunk[0].numpy())
         assert not postprocess._whole
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_a_chunk_of_any_floating_type_becomes_float32(dtype: torch.dtype) -> None:
+    tensor = torch.randn(1, 6, 9, dtype=dtype, requires_grad=True)[:, :4, :3]
+    chunk = as_chunk(tensor)
+    assert (chunk.dtype, chunk.shape) == (np.float32, (4, 3))
+    assert chunk.flags.c_contiguous
+    assert chunk.tobytes() == tensor.detach()[0].to(torch.float32).numpy().tobytes()

@@ -30,8 +30,9 @@ from numpy.typing import NDArray
 from async_delta_inference import stages
 from async_delta_inference.errors import ConfigError, PolicyError, SetupRefusedError
 from async_delta_inference.server_adapter.image_tables import image_tables
-from async_delta_inference.server_adapter.processors import Postprocessor, Preprocessor
-from async_delta_inference.server_adapter.tensors import Preparation, are_as_tested, as_chunk
+from async_delta_inference.server_adapter.processors import Postprocessor, Preprocessor, as_chunk
+from async_delta_inference.server_adapter.tensors import Preparation, are_as_tested
+from async_delta_inference.transport.finite import is_finite
 from async_delta_inference.transport.messages import Observation, PolicySpec
 
 __all__ = ["TESTED_VERSIONS", "PolicyHost", "load_policy_server_module"]
@@ -172,7 +173,7 @@ class PolicyHost:
             Exception: Whatever the policy raises.
         """
         start_s = time.perf_counter()
-        if not np.isfinite(observation.state).all():
+        if not is_finite(observation.state):
             raise PolicyError(f"the state of timestep {observation.timestep} is not finite", observation.timestep)
         if observation.episode != self._episode:
             self.begin_episode(observation.episode)
@@ -184,7 +185,7 @@ class PolicyHost:
         # Timesteps do not decrease within a session, so the last one stands for all; upstream's set grows for ever.
         server._predicted_timesteps = {timed.get_timestep()}
         actions = self._predict(observation, timed, release)
-        if not np.isfinite(actions).all():
+        if not is_finite(actions):
             raise PolicyError(
                 f"the policy returned actions that are not finite for timestep {observation.timestep}",
                 observation.timestep,
@@ -275,7 +276,7 @@ class PolicyHost:
         chunk = self._act(batch)
         if recorder is not None:
             recorder.mark(stages.FORWARD, timestep)
-        actions = as_chunk(self._postprocess(chunk))
+        actions = self._postprocess(chunk)
         if recorder is not None:
             recorder.mark(stages.POSTPROCESS, timestep)
         return actions
@@ -290,7 +291,7 @@ class PolicyHost:
         finally:
             if self.policy_server.last_processed_obs is full:
                 self.policy_server.last_processed_obs = timed
-        return as_chunk(torch.stack([row.get_action() for row in rows]))
+        return as_chunk(torch.stack([row.get_action() for row in rows])[None])
 
 
 class _Context:

@@ -1,4 +1,4 @@
-"""Slots to tensors and tensors to chunks: what PolicyServer does around the policy, without what it does for nothing.
+"""Slots to tensors: what PolicyServer does before its preprocessor, without what it does for nothing.
 
 Bit-equal to the functions named in `REPLACED`, whose text is compared with the tested one when a host starts.
 """
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from async_delta_inference.transport.messages import Observation
 
-__all__ = ["Preparation", "are_as_tested", "as_chunk"]
+__all__ = ["Preparation", "are_as_tested"]
 
 REPLACED = (
     "PolicyServer._predict_action_chunk",
@@ -95,7 +95,7 @@ class Preparation:
             the images that it would only have normalised and that are normalised already, by the same keys.
         """
         batch: dict[str, Any] = {
-            _STATE_KEY: torch.from_numpy(observation.state.copy()).unsqueeze(0),
+            _STATE_KEY: torch.from_numpy(observation.state.reshape(1, -1).copy()),
             "task": observation.task,
         }
         finished: dict[str, torch.Tensor] = {}
@@ -135,8 +135,3 @@ class Preparation:
         if result is None or sys.getrefcount(result) > _REFERENCES_OF_OURS:
             result = self._results[key] = np.empty((1, *shape), np.float32)
         return result
-
-
-def as_chunk(actions: torch.Tensor) -> NDArray[np.float32]:
-    """(n, A) of any floating type as a float32 array."""
-    return np.ascontiguousarray(actions.to(torch.float32).numpy())
