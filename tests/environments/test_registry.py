@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -172,14 +173,16 @@ def test_a_missing_simulator_names_its_extra(monkeypatch: pytest.MonkeyPatch) ->
         make_environments(PushtEnv())
 
 
-def test_an_entry_point_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Entry:
-        @staticmethod
-        def load() -> Any:
-            return lambda config: [f"made from {config.type}"]
-
-    monkeypatch.setattr(registry, "entry_points", lambda group, name: [Entry] if name == "toy" else [])
+def test_an_installed_package_adds_an_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A distribution as pip leaves it, found as Python finds any: nothing of ours is replaced."""
+    (tmp_path / "toy_maker.py").write_text("def make(config): return [f'made from {config.type}']\n")
+    metadata = tmp_path / "toy_maker-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: toy-maker\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text(f"[{registry.ENTRY_POINT_GROUP}]\ntoy = toy_maker:make\n")
+    monkeypatch.syspath_prepend(tmp_path)
     assert make_environments(ToyConfig()) == ["made from toy"]
+    monkeypatch.delitem(sys.modules, "toy_maker")
 
 
 def test_importing_the_registry_is_light() -> None:
