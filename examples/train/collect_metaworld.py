@@ -118,6 +118,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--task", default="reach-v3")
     parser.add_argument("--output", type=Path, required=True, help="dataset folder; an unfinished one is continued")
     parser.add_argument("--episodes", type=int, default=60)
+    parser.add_argument("--episodes-per-save", type=int, default=1, help="an interrupted run repeats as many")
     parser.add_argument("--seed", type=int, default=0, help="of the noise")
     parser.add_argument("--first-seed", type=int, default=0, help="of the environment, for the first episode")
     parser.add_argument("--image-size-px", type=int, default=96)
@@ -143,7 +144,14 @@ def main() -> None:
     args = parse_args()
     size = args.image_size_px
     features = dataset_features({"image": (size, size, 3)}, state_dim=4, action_dim=4)
-    write_demonstrations(args.output, FPS, features, args.episodes, MetaworldRecorder(args).record)
+    write_demonstrations(
+        args.output,
+        FPS,
+        features,
+        args.episodes,
+        MetaworldRecorder(args).record,
+        episodes_per_save=args.episodes_per_save,
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Writes demonstrations as a LeRobotDataset, episode by episode, so that an interrupted run loses one at most."""
+"""Writes demonstrations as a LeRobotDataset, few episodes at a time, so that an interrupted run loses only those."""
 
 from __future__ import annotations
 
@@ -80,6 +80,7 @@ def write_demonstrations(
     n_episodes: int,
     record: Callable[[int, int], Episode],
     max_attempts: int = 5,
+    episodes_per_save: int = 1,
 ) -> None:
     """Records episodes until the dataset holds `n_episodes`; goes on where an earlier run stopped.
 
@@ -90,6 +91,8 @@ def write_demonstrations(
         n_episodes: how many the finished dataset holds.
         record: `(episode_index, attempt) -> Episode`; must depend on nothing else, so that resuming repeats nothing.
         max_attempts: how often an episode that fails is tried again with another attempt number.
+        episodes_per_save: how many are recorded before they are written; an interrupted run repeats as many. To open
+            the dataset takes longer than to write a short episode.
 
     Raises:
         RuntimeError: if the expert fails an episode `max_attempts` times.
@@ -98,21 +101,24 @@ def write_demonstrations(
         shutil.rmtree(root)  # What a run that died in its first episode left behind.
     started_s = time.monotonic()
     first = count_episodes(root)
-    for index in range(first, n_episodes):
-        episode, attempt = _record_success(record, index, max_attempts)
-        # Opened for one episode only: a run that is killed while it records leaves finished files behind.
+    for start in range(first, n_episodes, episodes_per_save):
+        indices = range(start, min(start + episodes_per_save, n_episodes))
+        recorded = [_record_success(record, index, max_attempts) for index in indices]
+        # Opened for these episodes only: a run that is killed while it records leaves finished files behind.
         dataset = open_to_append(root, fps, features)
-        for frame in episode.frames:
-            dataset.add_frame(frame)
-        dataset.save_episode()
+        for episode, _ in recorded:
+            for frame in episode.frames:
+                dataset.add_frame(frame)
+            dataset.save_episode()
         dataset.finalize()
-        entry = {"episode": index, "attempt": attempt, "steps": len(episode.frames), **episode.details}
         with (root / LOG_NAME).open("a") as log:
-            log.write(json.dumps(entry) + "\n")
+            for index, (episode, attempt) in zip(indices, recorded, strict=True):
+                entry = {"episode": index, "attempt": attempt, "steps": len(episode.frames), **episode.details}
+                log.write(json.dumps(entry) + "\n")
         elapsed_s = time.monotonic() - started_s
-        remaining_s = elapsed_s / (index + 1 - first) * (n_episodes - index - 1)
-        progress = f"{root.name}: {index + 1}/{n_episodes}"
-        print(f"{progress} {entry} {elapsed_s:.0f} s, {remaining_s:.0f} s left", flush=True)
+        done = indices[-1] + 1
+        remaining_s = elapsed_s / (done - first) * (n_episodes - done)
+        print(f"{root.name}: {done}/{n_episodes} {entry} {elapsed_s:.0f} s, {remaining_s:.0f} s left", flush=True)
 
 
 def _record_success(record: Callable[[int, int], Episode], index: int, max_attempts: int) -> tuple[Episode, int]:

@@ -54,6 +54,18 @@ def test_dataset_holds_what_was_recorded(root: Path) -> None:
     np.testing.assert_array_equal(item["observation.state"], np.full(8, 1.0))
 
 
+def test_episodes_that_are_saved_together_are_the_same_episodes(root: Path, tmp_path: Path) -> None:
+    total = 5
+    write(root, FPS, FEATURES, total, make_episode, episodes_per_save=2)
+    write(tmp_path / "one_by_one", FPS, FEATURES, total, make_episode)
+    assert (root / "demonstrations.jsonl").read_text() == (tmp_path / "one_by_one" / "demonstrations.jsonl").read_text()
+    together = load(root)
+    assert together.num_episodes == total
+    for number in range(3 * total):
+        assert together[number]["episode_index"] == number // 3
+        np.testing.assert_array_equal(together[number]["observation.state"], np.full(8, float(number // 3)))
+
+
 def test_a_chunk_is_padded_at_the_end_of_its_own_episode(root: Path) -> None:
     write(root, FPS, FEATURES, 2, make_episode)
     item = load(root)[1]
