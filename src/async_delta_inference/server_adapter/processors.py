@@ -1,8 +1,8 @@
 """LeRobot's processors with less around them: what they do to a state and to a chunk, called directly.
 
-A pipeline packs its input into a transition, copies that for every step, and unpacks it: a tenth of a millisecond, for
-arithmetic on a few floats. Where its steps are LeRobot's plain ones, only the normaliser has anything to do. Whether
-that gives the bits of the pipeline is looked at before it is relied on; where it does not, the pipeline is called.
+A pipeline packs its input into a transition, copies that for every step, and unpacks it: 0.06 ms beside a forward
+pass, for arithmetic on a few floats. Where its steps are LeRobot's plain ones, only the normaliser has anything to do.
+Whether that gives the bits of the pipeline is looked at before it is relied on; else the pipeline is called.
 """
 
 from __future__ import annotations
