@@ -153,6 +153,23 @@ def test_whole_chunk_is_postprocessed_at_once_once_proven(mode: NormalizationMod
         assert postprocess._transform is not pipeline
 
 
+def test_a_chunk_on_another_device_is_fetched_by_the_pipeline() -> None:
+    """A mock of such a chunk: this suite runs without a GPU."""
+
+    class Elsewhere(torch.Tensor):
+        is_cpu = property(lambda self: False)  # type: ignore[assignment]
+
+    def normaliser_alone(chunk: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("the chunk stays on its device")
+
+    _, pipeline = make_pipelines()
+    postprocess = Postprocessor(pipeline)
+    postprocess._transform = normaliser_alone
+    chunk = torch.randn(1, 4, ACTION_DIM)
+    for _ in range(2):
+        assert postprocess(chunk.as_subclass(Elsewhere)).tobytes() == pipeline(chunk).numpy().tobytes()
+
+
 def test_postprocessor_that_is_not_elementwise_goes_row_by_row() -> None:
     class Cumulative:
         steps = ()

@@ -39,24 +39,21 @@ class Preprocessor:
 
     Args:
         pipeline: LeRobot's.
-        example: What the pipeline may be given, images included: float32 tensors by key, and the task.
+        example: What the pipeline may be given: the state and every image, float32 tensors by key, and the task.
     """
 
-    def __init__(
-        self, pipeline: Callable[[dict[str, Any]], dict[str, Any]], example: Mapping[str, torch.Tensor | str]
-    ) -> None:
+    def __init__(self, pipeline: Callable[[dict[str, Any]], dict[str, Any]], example: Mapping[str, Any]) -> None:
         self._pipeline = pipeline
         self._normalize: Callable[[dict[str, Any], bool], dict[str, Any]] | None = None
         self._rest: dict[str, Any] = {}
         step = _only_normalizer(pipeline, "_normalize_observation")
-        state = example.get(_STATE)
-        if step is None or not isinstance(state, torch.Tensor):
+        if step is None:
             return
         expected = pipeline(dict(example))
         self._rest = {key: value for key, value in expected.items() if not key.startswith("observation.")}
         self._normalize = step._normalize_observation
         images = {key: value for key, value in expected.items() if key.startswith("observation.") and key != _STATE}
-        if not _same(self({_STATE: state, _TASK: example.get(_TASK, "")}, images), expected):
+        if not _same(self({key: example[key] for key in (_STATE, _TASK)}, images), expected):
             self._normalize = None
 
     def __call__(self, batch: dict[str, Any], finished: Mapping[str, torch.Tensor]) -> dict[str, Any]:
@@ -92,7 +89,8 @@ class Postprocessor:
         """(1, n, A) to float32 (n, A)."""
         if not self._whole:
             return as_chunk(self._row_by_row(chunk))
-        whole = self._transform(chunk)
+        # From another device the pipeline fetches it; the normaliser alone would leave it there.
+        whole = self._transform(chunk) if chunk.is_cpu else self._pipeline(chunk)
         if not self._proven:
             # Once per policy: what the step types promise is looked at, too.
             rows = self._row_by_row(chunk)
