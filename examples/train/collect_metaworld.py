@@ -3,7 +3,7 @@
 LeRobot's `MetaworldEnv` always renders 480x480. The dataset holds the image, cut and shrunk by the same processor step
 that the exported policy carries, so training and evaluation see the same pixels, through PolicyServer and through
 lerobot-eval.
-Episode i uses seed `first_seed + i`; an evaluation uses seeds from 1000 on.
+Episode i uses seed `first_seed + i`; the evaluations here use 1000 to 1039, which no demonstration may.
 """
 
 from __future__ import annotations
@@ -59,16 +59,16 @@ class MetaworldRecorder:
         inner = self._env._env
         inner.seed(seed)
         raw, _ = inner.reset(seed=seed)
-        raw, is_goal_drawn = self._detour(raw, int(rng.integers(args.detour_steps + 1)))
+        n_detour = int(rng.integers(args.detour_steps + 1))
+        raw = self._detour(raw, n_detour)
         frames: list[dict[str, Any]] = []
         solved_at: int | None = None
         for step in range(args.max_steps):
             action = self._expert_action(raw)
             if is_seen:
-                frames.append(self._frame(raw, action, is_rendered=step % args.render_every == 0))
-                if not is_goal_drawn:
-                    frames[-1][IS_RENDERED][:] = False
-            is_goal_drawn = True
+                is_rendered = step % args.render_every == 0
+                is_goal_drawn = n_detour + step > 0  # Not in the reset's own picture.
+                frames.append(self._frame(raw, action, is_rendered, is_rendered and is_goal_drawn))
             raw, _, _, _, info = inner.step(disturbance.apply(action))
             if info["success"] and solved_at is None:
                 solved_at = step
@@ -77,13 +77,11 @@ class MetaworldRecorder:
                 return Episode(frames, True, {"seed": seed})
         return Episode(frames, False, {"seed": seed})
 
-    def _detour(self, raw: NDArray[np.float64], n_steps: int) -> tuple[NDArray[np.float64], bool]:
-        """Heads for the goal that the reset's picture shows: MetaWorld draws two goals, and draws the first in there.
+    def _detour(self, raw: NDArray[np.float64], n_steps: int) -> NDArray[np.float64]:
+        """Heads for the goal that the reset's picture shows, and returns the observation (39,) there.
 
-        An evaluation's first chunk is computed from that picture, so the policy has to come back from there.
-
-        Returns:
-            The observation, (39,), and whether a picture of it would show the goal that counts.
+        MetaWorld draws two goals: the picture shows the first, the second counts. An evaluation's first chunk is
+        computed from that picture, so the policy has to come back from where it leads.
         """
         shown_goal = self._env._env.data.site("goal").xpos.copy()
         for _ in range(n_steps):
@@ -92,13 +90,15 @@ class MetaworldRecorder:
             raw, _, _, _, info = self._env._env.step(self._expert_action(raw))
             if info["success"]:
                 break  # An evaluation would have ended here.
-        return raw, n_steps > 0
+        return raw
 
     def _expert_action(self, raw: NDArray[np.float64]) -> NDArray[np.float32]:
         action: NDArray[np.float32] = np.clip(self._env.expert_policy.get_action(raw), -1.0, 1.0).astype(np.float32)
         return action
 
-    def _frame(self, raw: NDArray[np.float64], action: NDArray[np.float32], *, is_rendered: bool) -> dict[str, Any]:
+    def _frame(
+        self, raw: NDArray[np.float64], action: NDArray[np.float32], is_rendered: bool, is_trainable: bool
+    ) -> dict[str, Any]:
         if is_rendered:
             observation = self._env._format_raw_obs(raw)
             image = torch.from_numpy(observation["pixels"]).permute(2, 0, 1)[None].float() / 255.0
@@ -106,7 +106,7 @@ class MetaworldRecorder:
         return {
             IMAGE_KEY: self._image,
             "observation.state": raw[:4].astype(np.float32),
-            IS_RENDERED: np.array([is_rendered]),
+            IS_RENDERED: np.array([is_trainable]),
             "action": action,
             "task": self._env.task_description,
         }
