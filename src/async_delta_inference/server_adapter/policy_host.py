@@ -152,7 +152,6 @@ class PolicyHost:
         _check_features(server.policy.config, policy)
         if key != self._key and self._may_take_apart:
             self._take_apart(policy)
-            self._postprocess = Postprocessor(server.postprocessor)
         self._key = key
         server.actions_per_chunk = policy.actions_per_chunk
         self._policy = policy
@@ -244,6 +243,7 @@ class PolicyHost:
         self._prepare = Preparation(shapes, self._helpers.resize_robot_observation_image, tables)
         images = {key: torch.zeros(1, *shape) for key, shape in sent.items()}
         self._preprocess = Preprocessor(server.preprocessor, {**rest, **images})
+        self._postprocess = Postprocessor(server.postprocessor)
 
     def _wrap(self, observation: Observation) -> Any:
         """What PolicyServer's filter looks at: images would pin their slot for as long as it remembers them."""
