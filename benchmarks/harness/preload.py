@@ -4,6 +4,6 @@ import lerobot.policies.act.modeling_act  # noqa: F401
 
 import async_delta_inference.server_adapter.grpc_service
 import async_delta_inference.server_adapter.shm_service  # noqa: F401
-from async_delta_inference.server_adapter.policy_host import load_policy_server_module
+from async_delta_inference.server_adapter.lerobot_internals import load_policy_server_module
 
 load_policy_server_module()

@@ -155,7 +155,7 @@ def _main(connection: Connection, kind: str, folder: str) -> None:
 def _serve_grpc(folder: str, *, latency_s: float = 0.0, address: str = "127.0.0.1:0") -> tuple[str, object]:
     """PolicyServer as it is, with the null policy in the place of the weights."""
     from async_delta_inference.server_adapter.grpc_service import GrpcService
-    from async_delta_inference.server_adapter.policy_host import load_policy_server_module
+    from async_delta_inference.server_adapter.lerobot_internals import load_policy_server_module
     from async_delta_inference.server_adapter.stage_probe import probe_stages
     from harness.null_policy import install_null_policy
 
@@ -180,7 +180,7 @@ def _serve_grpc_unix(folder: str) -> tuple[str, object]:
 def _serve_grpc_wire(folder: str) -> tuple[str, object]:
     """Pickle over gRPC as PolicyServer uses them, without the rest of PolicyServer: the counterpart of shm alone."""
     from async_delta_inference.server_adapter.grpc_service import GrpcService
-    from async_delta_inference.server_adapter.policy_host import load_policy_server_module
+    from async_delta_inference.server_adapter.lerobot_internals import load_policy_server_module
     from harness.null_policy import constant_chunk, install_null_policy
 
     module: Any = load_policy_server_module()
@@ -215,7 +215,8 @@ def _serve_shm(folder: str) -> tuple[str, object]:
 
 def _serve_shm_host(folder: str) -> tuple[str, object]:
     """PolicyServer with the null policy behind shared memory."""
-    from async_delta_inference.server_adapter.policy_host import PolicyHost, load_policy_server_module
+    from async_delta_inference.server_adapter.lerobot_internals import load_policy_server_module
+    from async_delta_inference.server_adapter.policy_host import PolicyHost
     from async_delta_inference.server_adapter.shm_service import ShmService
     from harness.null_policy import install_null_policy
 

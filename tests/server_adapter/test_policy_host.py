@@ -16,11 +16,11 @@ import pytest
 import torch
 from random_act import build_random_act
 
-from async_delta_inference.errors import ConfigError, PolicyError, SetupRefusedError
+from async_delta_inference.errors import PolicyError, SetupRefusedError
 from async_delta_inference.server_adapter import policy_host
 from async_delta_inference.server_adapter.image_tables import image_tables
-from async_delta_inference.server_adapter.policy_host import PolicyHost, load_policy_server_module
-from async_delta_inference.server_adapter.tensors import digest
+from async_delta_inference.server_adapter.lerobot_internals import load_policy_server_module
+from async_delta_inference.server_adapter.policy_host import PolicyHost
 from async_delta_inference.transport import Observation, ObservationFeatures, PolicySpec
 
 FEATURES = ObservationFeatures(tuple(f"s{i}" for i in range(8)), {"image": (96, 96, 3), "image2": (96, 96, 3)})
@@ -232,12 +232,6 @@ def test_a_changed_lerobot_is_noticed(monkeypatch: pytest.MonkeyPatch, checkpoin
     assert actions.tobytes() == upstream_actions(upstream_server(host), observation, FEATURES).tobytes()
 
 
-def test_digest_follows_the_text(monkeypatch: pytest.MonkeyPatch, host: PolicyHost) -> None:
-    before = digest(host._module, host._helpers)
-    monkeypatch.setattr(host._helpers, "prepare_image", lambda image: image)
-    assert digest(host._module, host._helpers) != before
-
-
 # Set-up.
 
 
@@ -289,20 +283,6 @@ def test_absent_checkpoint_is_refused(host: PolicyHost, tmp_path: Path, checkpoi
     with pytest.raises(SetupRefusedError, match="nothing-here"):
         host.set_up(spec(tmp_path / "nothing-here"))
     host.set_up(spec(checkpoint))
-
-
-def test_other_internals_are_refused() -> None:
-    class Renamed:
-        def Ready(self, request: object, context: object) -> None:  # noqa: N802
-            """As tested."""
-
-        def SendPolicyInstructions(self, request: object) -> None:  # noqa: N802
-            """With another parameter list."""
-
-    with pytest.raises(ConfigError, match=r"SendPolicyInstructions takes \('self', 'request'\).*0\.6\.1"):
-        policy_host._check_internals(Renamed)
-    with pytest.raises(ConfigError, match="has no observation_queue"):
-        policy_host._check_attributes(object())
 
 
 # Sessions and episodes.

@@ -12,7 +12,8 @@ import pytest
 import torch
 from small_policies import ACTION_DIM, build, features_of
 
-from async_delta_inference.server_adapter.policy_host import PolicyHost, load_policy_server_module
+from async_delta_inference.server_adapter.lerobot_internals import load_policy_server_module
+from async_delta_inference.server_adapter.policy_host import PolicyHost
 from async_delta_inference.transport import Observation, PolicySpec
 
 

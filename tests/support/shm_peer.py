@@ -9,7 +9,8 @@ from scripted_policy import ScriptedPolicy
 
 
 def serve_shm(policy: ScriptedPolicy, name: str, folder: str) -> tuple[str, Callable[[], int | None], object]:
-    from async_delta_inference.server_adapter.policy_host import PolicyHost, load_policy_server_module
+    from async_delta_inference.server_adapter.lerobot_internals import load_policy_server_module
+    from async_delta_inference.server_adapter.policy_host import PolicyHost
     from async_delta_inference.server_adapter.shm_service import ShmService
     from async_delta_inference.transport.shm.rendezvous import FOLDER_VARIABLE
 

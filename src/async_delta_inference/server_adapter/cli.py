@@ -135,7 +135,7 @@ def _make_service(scheme: str, address: str, config: ServeConfig) -> Service:
     # Imported here: they load torch and lerobot, half a minute on a slow machine, which --help must not wait for.
     if scheme == "grpc":
         from async_delta_inference.server_adapter.grpc_service import GrpcService
-        from async_delta_inference.server_adapter.policy_host import load_policy_server_module
+        from async_delta_inference.server_adapter.lerobot_internals import load_policy_server_module
         from async_delta_inference.server_adapter.stage_probe import probe_stages
 
         module = load_policy_server_module()

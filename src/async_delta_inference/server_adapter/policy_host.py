@@ -1,26 +1,22 @@
 """The one place that touches LeRobot's `PolicyServer`, private methods included.
 
-Tested with the lerobot versions in `TESTED_VERSIONS`. Others are accepted as long as the internals used here are there
-with the same parameters; where the body of a method that is taken apart here differs from the tested one, the method
-itself is called instead.
+Tested with the lerobot versions in `lerobot_internals.TESTED_VERSIONS`. Others are accepted as long as the internals
+used here are there with the same parameters; where the body of a method that is taken apart here differs from the
+tested one, the method itself is called instead.
 """
 
 from __future__ import annotations
 
 import contextlib
-import inspect
 import logging
 import os
 import pickle
-import sys
-import threading
 import time
 from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from queue import Empty
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -28,70 +24,27 @@ import torch
 from numpy.typing import NDArray
 
 from async_delta_inference import stages
-from async_delta_inference.errors import ConfigError, PolicyError, SetupRefusedError
+from async_delta_inference.errors import PolicyError, SetupRefusedError
 from async_delta_inference.server_adapter.image_tables import image_tables
+from async_delta_inference.server_adapter.lerobot_internals import (
+    are_as_tested,
+    check_attributes,
+    check_internals,
+    load_policy_server_module,
+)
 from async_delta_inference.server_adapter.processors import Postprocessor, Preprocessor, as_chunk
-from async_delta_inference.server_adapter.tensors import Preparation, are_as_tested
+from async_delta_inference.server_adapter.tensors import Preparation
 from async_delta_inference.transport.finite import is_finite
 from async_delta_inference.transport.messages import Observation, PolicySpec
 
-__all__ = ["TESTED_VERSIONS", "PolicyHost", "load_policy_server_module"]
+__all__ = ["PolicyHost"]
 
 logger = logging.getLogger(__name__)
-
-TESTED_VERSIONS = ("0.6.1",)
-"""Versions of lerobot that the test suite ran with."""
-
-_MODULE = "lerobot.async_inference.policy_server"
-_import_lock = threading.Lock()
-
-_INTERNALS = {
-    "Ready": ("self", "request", "context"),
-    "SendPolicyInstructions": ("self", "request", "context"),
-    "_enqueue_observation": ("self", "obs"),
-    "_get_action_chunk": ("self", "observation"),
-    "_predict_action_chunk": ("self", "observation_t"),
-}
-"""Methods of PolicyServer that are called here, with their parameters."""
-
-_ATTRIBUTES = (
-    "observation_queue",
-    "last_processed_obs",
-    "_predicted_timesteps",
-    "lerobot_features",
-    "actions_per_chunk",
-    "policy",
-    "preprocessor",
-    "postprocessor",
-)
-"""Attributes of PolicyServer that are read or set here."""
 
 _IMAGE_PREFIX = "observation.images."
 
 _TOLERANT_TYPES = ("smolvla", "pi0", "pi05", "groot")
 """Policies that fill in for cameras they do not get."""
-
-
-def load_policy_server_module() -> ModuleType:
-    """Import LeRobot's ``policy_server`` without its side effects.
-
-    The module asks for a logger while it is imported, and LeRobot's ``get_logger`` makes a ``logs/`` folder with a file
-    in the current directory and replaces the root logger's handlers. For the time of the import it is exchanged for
-    one that does neither; the logger ``policy_server`` is the same object either way.
-
-    Returns:
-        The module, with `PolicyServer` and `PolicyServerConfig` in it.
-    """
-    with _import_lock:
-        if loaded := sys.modules.get(_MODULE):
-            return loaded
-        helpers: Any = import_module("lerobot.async_inference.helpers")
-        original = helpers.get_logger
-        helpers.get_logger = _quiet_logger
-        try:
-            return import_module(_MODULE)
-        finally:
-            helpers.get_logger = original
 
 
 class PolicyHost:
@@ -107,10 +60,10 @@ class PolicyHost:
 
     def __init__(self, *, fps: int = 30, inference_latency: float = 0.0) -> None:
         self._module: Any = load_policy_server_module()
-        _check_internals(self._module.PolicyServer)
+        check_internals(self._module.PolicyServer)
         config = self._module.PolicyServerConfig(fps=fps, inference_latency=inference_latency)
         self.policy_server: Any = self._module.PolicyServer(config)
-        _check_attributes(self.policy_server)
+        check_attributes(self.policy_server)
         self._act = self.policy_server._get_action_chunk
         self._helpers: Any = import_module("lerobot.async_inference.helpers")
         self._may_take_apart = are_as_tested(self._module, self._helpers)
@@ -302,30 +255,6 @@ class _Context:
 
 
 _NO_IMAGE: NDArray[np.uint8] = np.zeros((1, 1, 3), np.uint8)
-
-
-def _quiet_logger(name: str, log_to_file: bool = True) -> logging.Logger:
-    return logging.getLogger(name)
-
-
-def _check_internals(server_class: type) -> None:
-    for name, parameters in _INTERNALS.items():
-        method = getattr(server_class, name, None)
-        found = tuple(inspect.signature(method).parameters) if callable(method) else None
-        if found != parameters:
-            raise _unfit(f"PolicyServer.{name} takes {found}, expected {parameters}")
-
-
-def _check_attributes(server: object) -> None:
-    if missing := [name for name in _ATTRIBUTES if not hasattr(server, name)]:
-        raise _unfit(f"PolicyServer has no {', '.join(missing)}")
-
-
-def _unfit(what: str) -> ConfigError:
-    return ConfigError(
-        f"lerobot {version('lerobot')} has other internals than this version of async-delta-inference knows: {what}. "
-        f"Install lerobot {' or '.join(TESTED_VERSIONS)}, or a newer async-delta-inference"
-    )
 
 
 def _check_features(config: Any, policy: PolicySpec) -> None:

@@ -1,12 +1,11 @@
 """Slots to tensors: what PolicyServer does before its preprocessor, without what it does for nothing.
 
-Bit-equal to the functions named in `REPLACED`, whose text is compared with the tested one when a host starts.
+Bit-equal to the functions named in `lerobot_internals.REPLACED`, whose text is compared with the tested one when a host
+starts.
 """
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import sys
 import warnings
 from collections.abc import Callable, Mapping
@@ -19,45 +18,13 @@ from numpy.typing import NDArray
 
 from async_delta_inference.transport.messages import Observation
 
-__all__ = ["Preparation", "are_as_tested"]
-
-REPLACED = (
-    "PolicyServer._predict_action_chunk",
-    "raw_observation_to_observation",
-    "prepare_raw_observation",
-    "prepare_image",
-    "extract_state_from_raw_observation",
-    "extract_images_from_raw_observation",
-    "make_lerobot_observation",
-    "resize_robot_observation_image",
-    "is_image_key",
-)
-"""Functions of lerobot.async_inference whose work is done here."""
-
-TESTED_DIGEST = "f605276e195feea7"
-"""Of their source text, in lerobot 0.6.1."""
+__all__ = ["Preparation"]
 
 _STATE_KEY = "observation.state"
 _IMAGE_PREFIX = "observation.images."
 _WHITE = np.float32(255)
 _REFERENCES_OF_OURS = 3
 """To an array that only the dictionary, a local variable and getrefcount's own argument hold."""
-
-
-def are_as_tested(policy_server_module: Any, helpers_module: Any) -> bool:
-    """Whether lerobot's own functions are those that this module was tested against."""
-    return digest(policy_server_module, helpers_module) == TESTED_DIGEST
-
-
-def digest(policy_server_module: Any, helpers_module: Any) -> str:
-    """Of the source text of `REPLACED`."""
-    text = []
-    for name in REPLACED:
-        owner = policy_server_module if name.startswith("PolicyServer.") else helpers_module
-        for part in name.split("."):
-            owner = getattr(owner, part)
-        text.append(inspect.getsource(owner))
-    return hashlib.sha256("".join(text).encode()).hexdigest()[:16]
 
 
 class Preparation:

@@ -1,0 +1,138 @@
+"""Which LeRobot this is: its `policy_server` module, and whether its insides are those that were tested."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import logging
+import sys
+import threading
+from importlib import import_module
+from importlib.metadata import version
+from types import ModuleType
+from typing import Any
+
+from async_delta_inference.errors import ConfigError
+
+__all__ = [
+    "TESTED_VERSIONS",
+    "are_as_tested",
+    "check_attributes",
+    "check_internals",
+    "load_policy_server_module",
+]
+
+TESTED_VERSIONS = ("0.6.1",)
+"""Versions of lerobot that the test suite ran with."""
+
+_MODULE = "lerobot.async_inference.policy_server"
+_import_lock = threading.Lock()
+
+_INTERNALS = {
+    "Ready": ("self", "request", "context"),
+    "SendPolicyInstructions": ("self", "request", "context"),
+    "_enqueue_observation": ("self", "obs"),
+    "_get_action_chunk": ("self", "observation"),
+    "_predict_action_chunk": ("self", "observation_t"),
+}
+"""Methods of PolicyServer that are called by `PolicyHost`, with their parameters."""
+
+_ATTRIBUTES = (
+    "observation_queue",
+    "last_processed_obs",
+    "_predicted_timesteps",
+    "lerobot_features",
+    "actions_per_chunk",
+    "policy",
+    "preprocessor",
+    "postprocessor",
+)
+"""Attributes of PolicyServer that are read or set by `PolicyHost`."""
+
+REPLACED = (
+    "PolicyServer._predict_action_chunk",
+    "raw_observation_to_observation",
+    "prepare_raw_observation",
+    "prepare_image",
+    "extract_state_from_raw_observation",
+    "extract_images_from_raw_observation",
+    "make_lerobot_observation",
+    "resize_robot_observation_image",
+    "is_image_key",
+)
+"""Functions of lerobot.async_inference whose work this package does itself."""
+
+TESTED_DIGEST = "f605276e195feea7"
+"""Of their source text, in lerobot 0.6.1."""
+
+
+def load_policy_server_module() -> ModuleType:
+    """Import LeRobot's ``policy_server`` without its side effects.
+
+    The module asks for a logger while it is imported, and LeRobot's ``get_logger`` makes a ``logs/`` folder with a file
+    in the current directory and replaces the root logger's handlers. For the time of the import it is exchanged for
+    one that does neither; the logger ``policy_server`` is the same object either way.
+
+    Returns:
+        The module, with `PolicyServer` and `PolicyServerConfig` in it.
+    """
+    with _import_lock:
+        if loaded := sys.modules.get(_MODULE):
+            return loaded
+        helpers: Any = import_module("lerobot.async_inference.helpers")
+        original = helpers.get_logger
+        helpers.get_logger = _quiet_logger
+        try:
+            return import_module(_MODULE)
+        finally:
+            helpers.get_logger = original
+
+
+def are_as_tested(policy_server_module: Any, helpers_module: Any) -> bool:
+    """Whether lerobot's own functions are those that this package was tested against."""
+    return digest(policy_server_module, helpers_module) == TESTED_DIGEST
+
+
+def digest(policy_server_module: Any, helpers_module: Any) -> str:
+    """Of the source text of `REPLACED`."""
+    text = []
+    for name in REPLACED:
+        owner = policy_server_module if name.startswith("PolicyServer.") else helpers_module
+        for part in name.split("."):
+            owner = getattr(owner, part)
+        text.append(inspect.getsource(owner))
+    return hashlib.sha256("".join(text).encode()).hexdigest()[:16]
+
+
+def check_internals(server_class: type) -> None:
+    """Refuse a PolicyServer without the methods that are called here.
+
+    Raises:
+        ConfigError: Naming the first one that differs.
+    """
+    for name, parameters in _INTERNALS.items():
+        method = getattr(server_class, name, None)
+        found = tuple(inspect.signature(method).parameters) if callable(method) else None
+        if found != parameters:
+            raise _unfit(f"PolicyServer.{name} takes {found}, expected {parameters}")
+
+
+def check_attributes(server: object) -> None:
+    """Refuse a PolicyServer, made, without the attributes that are read or set here.
+
+    Raises:
+        ConfigError: Naming them.
+    """
+    if missing := [name for name in _ATTRIBUTES if not hasattr(server, name)]:
+        raise _unfit(f"PolicyServer has no {', '.join(missing)}")
+
+
+def _unfit(what: str) -> ConfigError:
+    return ConfigError(
+        f"lerobot {version('lerobot')} has other internals than this version of async-delta-inference knows: {what}. "
+        f"Install lerobot {' or '.join(TESTED_VERSIONS)}, or a newer async-delta-inference"
+    )
+
+
+def _quiet_logger(name: str, log_to_file: bool = True) -> logging.Logger:
+    return logging.getLogger(name)

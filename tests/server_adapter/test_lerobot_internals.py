@@ -1,0 +1,37 @@
+"""Another LeRobot than the tested one is noticed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from lerobot.async_inference import helpers
+
+from async_delta_inference.errors import ConfigError
+from async_delta_inference.server_adapter.lerobot_internals import (
+    check_attributes,
+    check_internals,
+    digest,
+    load_policy_server_module,
+)
+
+
+def test_digest_follows_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    module: Any = load_policy_server_module()
+    before = digest(module, helpers)
+    monkeypatch.setattr(helpers, "prepare_image", lambda image: image)
+    assert digest(module, helpers) != before
+
+
+def test_other_internals_are_refused() -> None:
+    class Renamed:
+        def Ready(self, request: object, context: object) -> None:  # noqa: N802
+            """As tested."""
+
+        def SendPolicyInstructions(self, request: object) -> None:  # noqa: N802
+            """With another parameter list."""
+
+    with pytest.raises(ConfigError, match=r"SendPolicyInstructions takes \('self', 'request'\).*0\.6\.1"):
+        check_internals(Renamed)
+    with pytest.raises(ConfigError, match="has no observation_queue"):
+        check_attributes(object())
