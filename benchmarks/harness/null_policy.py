@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from async_delta_inference.errors import ProtocolError
-from async_delta_inference.transport import ActionChunk, Observation, PolicySpec
+from async_delta_inference.transport import ActionChunk, Observation, SessionSpec
 
 __all__ = ["NullHandler", "NullPolicy", "check_reply", "constant_chunk", "mark_observation"]
 
@@ -47,7 +47,7 @@ def check_reply(chunk: ActionChunk | None, number: int, expected: NDArray[np.flo
 class NullHandler:
     """The transport alone: answers an endpoint with nothing of lerobot's in between."""
 
-    def set_up(self, policy: PolicySpec) -> None:
+    def set_up(self, policy: SessionSpec) -> None:
         """Prepare the chunk."""
         self._actions = constant_chunk((policy.actions_per_chunk, policy.action_dim))
         self._actions[0, 1] = -1.0
@@ -69,7 +69,7 @@ class NullPolicy:
         policy: Whose observations it is to take.
     """
 
-    def __init__(self, policy: PolicySpec) -> None:
+    def __init__(self, policy: SessionSpec) -> None:
         import torch
         from lerobot.configs import FeatureType, PolicyFeature
 
@@ -123,9 +123,9 @@ def install_null_policy(policy_server: ModuleType) -> None:
     policy_server.make_pre_post_processors = make_pre_post_processors  # type: ignore[attr-defined]
 
 
-_expected: list[PolicySpec] = []
+_expected: list[SessionSpec] = []
 
 
-def expect(policy: PolicySpec) -> None:
-    """Tell this process's server which `PolicySpec` the next null policy is for: not all of it is on gRPC's wire."""
+def expect(policy: SessionSpec) -> None:
+    """Tell this process's server which `SessionSpec` the next null policy is for: not all of it is on gRPC's wire."""
     _expected[:] = [policy]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from async_delta_inference.errors import ConfigError
-from async_delta_inference.transport import Observation, ObservationFeatures, PolicySpec
+from async_delta_inference.transport import Observation, ObservationFeatures, SessionSpec
 
 __all__ = ["CHUNK", "NULL_CHECKPOINT", "PAYLOADS", "WIDE_CHUNK", "Payload", "parse_payload"]
 
@@ -59,9 +59,9 @@ class Payload:
         """Whether a thousand exchanges of it are affordable."""
         return self.observation_bytes < _SMALL_BYTES
 
-    def spec(self, checkpoint: str = NULL_CHECKPOINT) -> PolicySpec:
+    def spec(self, checkpoint: str = NULL_CHECKPOINT) -> SessionSpec:
         """What the server is asked for."""
-        return PolicySpec("act", checkpoint, self.chunk[0], self.features, self.chunk[1])
+        return SessionSpec("act", checkpoint, self.chunk[0], self.features, self.chunk[1])
 
     def observation(self, seed: int = 0) -> Observation:
         """One of random pixels, in memory of its own."""

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from async_delta_inference.errors import AsyncDeltaError
-from async_delta_inference.transport import PolicySpec
+from async_delta_inference.transport import SessionSpec
 
 __all__ = ["KINDS", "ServerProcess", "build_act", "preload"]
 
@@ -33,7 +33,7 @@ def preload() -> None:
     multiprocessing.forkserver.ensure_running()  # type: ignore[attr-defined]
 
 
-def build_act(folder: Path, policy: PolicySpec, image_size: int) -> None:
+def build_act(folder: Path, policy: SessionSpec, image_size: int) -> None:
     """Write a random ACT checkpoint that takes the observations of ``policy``, in a process that has lerobot loaded.
 
     Raises:
@@ -70,7 +70,7 @@ class ServerProcess:
         assert self._process.pid is not None
         return self._process.pid
 
-    def expect(self, policy: PolicySpec) -> None:
+    def expect(self, policy: SessionSpec) -> None:
         """Tell it what the next null policy is to look like."""
         self._ask("expect", policy)
 
@@ -117,7 +117,7 @@ class ServerProcess:
         return answer
 
 
-def _build_act(folder: Path, policy: PolicySpec, image_size: int) -> None:
+def _build_act(folder: Path, policy: SessionSpec, image_size: int) -> None:
     sys.path.append(str(Path(_FOLDER).parent / "examples"))
     from random_act import build_random_act
 

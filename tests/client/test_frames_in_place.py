@@ -15,7 +15,7 @@ from shm_actor import ChecksumHandler, expected_actions
 
 from async_delta_inference.client.environments.construction import LeRobotTask
 from async_delta_inference.client.environments.lerobot_env import LeRobotEnvironment
-from async_delta_inference.transport import Observation, PolicySpec, Transport, open_transport
+from async_delta_inference.transport import Observation, SessionSpec, Transport, open_transport
 from async_delta_inference.transport.shm.endpoint import ShmEndpoint
 from async_delta_inference.transport.shm.rendezvous import FOLDER_VARIABLE
 
@@ -56,7 +56,7 @@ def transport(simulator: LiberoLayout, tmp_path: Path, monkeypatch: pytest.Monke
     endpoint.start()
     features = environment_of(simulator).features
     with open_transport(endpoint.uri) as transport:
-        transport.connect(PolicySpec("act", "nothing", 10, features, action_dim=4))
+        transport.connect(SessionSpec("act", "nothing", 10, features, action_dim=4))
         yield transport
     endpoint.stop()
 

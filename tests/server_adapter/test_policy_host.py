@@ -21,7 +21,7 @@ from async_delta_inference.server_adapter import policy_host
 from async_delta_inference.server_adapter.image_tables import image_tables
 from async_delta_inference.server_adapter.lerobot_internals import load_policy_server_module
 from async_delta_inference.server_adapter.policy_host import PolicyHost
-from async_delta_inference.transport import Observation, ObservationFeatures, PolicySpec
+from async_delta_inference.transport import Observation, ObservationFeatures, SessionSpec
 
 FEATURES = ObservationFeatures(tuple(f"s{i}" for i in range(8)), {"image": (96, 96, 3), "image2": (96, 96, 3)})
 LARGER = ObservationFeatures(FEATURES.state_names, {"image": (120, 160, 3), "image2": (96, 96, 3)})
@@ -38,9 +38,9 @@ def host() -> PolicyHost:
     return PolicyHost()
 
 
-def spec(checkpoint: Path, features: ObservationFeatures = FEATURES, **changes: Any) -> PolicySpec:
+def spec(checkpoint: Path, features: ObservationFeatures = FEATURES, **changes: Any) -> SessionSpec:
     fields = {"policy_type": "act", "actions_per_chunk": ROWS, "action_dim": COLUMNS, **changes}
-    return PolicySpec(pretrained_name_or_path=str(checkpoint), features=features, **fields)
+    return SessionSpec(pretrained_name_or_path=str(checkpoint), features=features, **fields)
 
 
 def observe(timestep: int, features: ObservationFeatures = FEATURES, **scalars: Any) -> Observation:

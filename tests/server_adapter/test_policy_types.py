@@ -14,7 +14,7 @@ from small_policies import ACTION_DIM, build, features_of
 
 from async_delta_inference.server_adapter.lerobot_internals import load_policy_server_module
 from async_delta_inference.server_adapter.policy_host import PolicyHost
-from async_delta_inference.transport import Observation, PolicySpec
+from async_delta_inference.transport import Observation, SessionSpec
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def observe(policy_type: str, timestep: int) -> Observation:
 def set_up(host: PolicyHost, policy_type: str, folder: Path) -> Any:
     """The host, and a PolicyServer beside it that got the same instructions."""
     features = features_of(policy_type)
-    host.set_up(PolicySpec(policy_type, str(build(policy_type, folder)), 10, features, ACTION_DIM))
+    host.set_up(SessionSpec(policy_type, str(build(policy_type, folder)), 10, features, ACTION_DIM))
     module: Any = load_policy_server_module()
     server = module.PolicyServer(module.PolicyServerConfig())
     server.Ready(None, Context())

@@ -17,7 +17,7 @@ from random_act import build_random_act
 from async_delta_inference.errors import PeerGoneError, PolicyError, ProtocolError, SetupRefusedError, TransportError
 from async_delta_inference.server_adapter.policy_host import PolicyHost
 from async_delta_inference.server_adapter.shm_service import ShmService
-from async_delta_inference.transport import Observation, ObservationFeatures, PolicySpec, Transport, open_transport
+from async_delta_inference.transport import Observation, ObservationFeatures, SessionSpec, Transport, open_transport
 from async_delta_inference.transport.shm import handshake, rendezvous
 from async_delta_inference.transport.shm.connection import Connection
 
@@ -66,9 +66,9 @@ def uris(folder: Path, working_folder: Path) -> Iterator[dict[str, str]]:
     assert list(folder.iterdir()) == []
 
 
-def spec(checkpoint: Path, **changes: Any) -> PolicySpec:
+def spec(checkpoint: Path, **changes: Any) -> SessionSpec:
     fields = {"policy_type": "act", "actions_per_chunk": 10, "features": FEATURES, "action_dim": COLUMNS, **changes}
-    return PolicySpec(pretrained_name_or_path=str(checkpoint), **fields)
+    return SessionSpec(pretrained_name_or_path=str(checkpoint), **fields)
 
 
 def observe(timestep: int, **scalars: Any) -> Observation:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from async_delta_inference.errors import TransportError
-from async_delta_inference.transport import ActionChunk, Observation, PolicySpec, Transport
+from async_delta_inference.transport import ActionChunk, Observation, SessionSpec, Transport
 
 Policy = Callable[[Observation], NDArray[np.float32]]
 
@@ -51,7 +51,7 @@ class ScriptedTransport(Transport):
         self._answers: deque[ActionChunk] = deque()
         self._lock = threading.Lock()
 
-    def _connect(self, policy: PolicySpec) -> None:
+    def _connect(self, policy: SessionSpec) -> None:
         pass
 
     def _send(self, observation: Observation) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from async_delta_inference.transport import Observation, ObservationFeatures, PolicySpec, open_transport
+from async_delta_inference.transport import Observation, ObservationFeatures, SessionSpec, open_transport
 from async_delta_inference.transport.shm import link as link_module
 from async_delta_inference.transport.shm import rendezvous
 from async_delta_inference.transport.shm.connection import Connection
@@ -33,8 +33,8 @@ INFERENCE_S = 1.0
 FEATURES = ObservationFeatures(("x", "y"), {"front": (24, 32, 3), "wrist": (7, 5, 3)})
 
 
-def policy_spec(features: ObservationFeatures = FEATURES, kind: str = "checksum") -> PolicySpec:
-    return PolicySpec(kind, "nowhere", ROWS, features, COLUMNS)
+def policy_spec(features: ObservationFeatures = FEATURES, kind: str = "checksum") -> SessionSpec:
+    return SessionSpec(kind, "nowhere", ROWS, features, COLUMNS)
 
 
 def make_observation(timestep: int, features: ObservationFeatures = FEATURES, task: str = "") -> Observation:
@@ -74,7 +74,7 @@ class ChecksumHandler:
     def __init__(self) -> None:
         self.set_ups = 0
 
-    def set_up(self, policy: PolicySpec) -> None:
+    def set_up(self, policy: SessionSpec) -> None:
         self.set_ups += 1
 
     def infer(self, observation: Observation, release: Callable[[], None]) -> NDArray[np.float32] | None:

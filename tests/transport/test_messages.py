@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from async_delta_inference.errors import InvalidMessageError
-from async_delta_inference.transport import Observation, ObservationFeatures, PolicySpec, TransportOptions
+from async_delta_inference.transport import Observation, ObservationFeatures, SessionSpec, TransportOptions
 
 FEATURES = ObservationFeatures(("x", "y"), {"front": (4, 6, 3)})
 
@@ -53,7 +53,7 @@ def test_features_cannot_be_changed_and_survive_pickling() -> None:
 def test_policy_that_cannot_be_is_refused(change: dict) -> None:
     fields = {"policy_type": "act", "pretrained_name_or_path": "p", "actions_per_chunk": 1, "action_dim": 1} | change
     with pytest.raises(InvalidMessageError):
-        PolicySpec(features=FEATURES, **fields)
+        SessionSpec(features=FEATURES, **fields)
 
 
 @pytest.mark.parametrize("name", ["connect_timeout_s", "setup_timeout_s", "inference_timeout_s"])

@@ -27,7 +27,7 @@ from async_delta_inference.client.results import EvaluationResult
 from async_delta_inference.client.run_files import configured_observers
 from async_delta_inference.client.run_trace import RunTrace
 from async_delta_inference.errors import ConfigError, FeatureMismatchError, TransportTimeout
-from async_delta_inference.transport import PolicySpec, Transport, open_transport
+from async_delta_inference.transport import SessionSpec, Transport, open_transport
 
 __all__ = ["SimClient"]
 
@@ -228,7 +228,7 @@ class SimClient:
             raise ConfigError("call start() first")
         return self._environments
 
-    def _policy_spec(self, checkpoint: Path | None) -> PolicySpec:
+    def _policy_spec(self, checkpoint: Path | None) -> SessionSpec:
         first, *others = self._started_environments()
         for other in others:
             if (other.features, other.action_dim) != (first.features, first.action_dim):
@@ -238,7 +238,7 @@ class SimClient:
                 )
         if checkpoint is not None:
             check_checkpoint(checkpoint, self.config.policy_type, first.features, first.action_dim)
-        return PolicySpec(
+        return SessionSpec(
             policy_type=self.config.policy_type,
             # A path of this machine's is made absolute for a server with another working directory.
             pretrained_name_or_path=str(

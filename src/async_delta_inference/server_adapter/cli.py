@@ -15,7 +15,7 @@ from async_delta_inference import stages
 from async_delta_inference.command_line import parse_arguments, run_command
 from async_delta_inference.errors import ConfigError, MissingExtraError
 from async_delta_inference.stage_trace import write_trace
-from async_delta_inference.transport.base import LONGEST_TIMEOUT_S
+from async_delta_inference.transport.client import LONGEST_TIMEOUT_S
 from async_delta_inference.transport.registry import split_uri
 
 __all__ = ["ServeConfig", "main"]

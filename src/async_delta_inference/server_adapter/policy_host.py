@@ -35,7 +35,7 @@ from async_delta_inference.server_adapter.lerobot_internals import (
 from async_delta_inference.server_adapter.processors import Postprocessor, Preprocessor, as_chunk
 from async_delta_inference.server_adapter.tensors import Preparation
 from async_delta_inference.transport.finite import is_finite
-from async_delta_inference.transport.messages import Observation, PolicySpec
+from async_delta_inference.transport.messages import Observation, SessionSpec
 
 __all__ = ["PolicyHost"]
 
@@ -74,7 +74,7 @@ class PolicyHost:
         self._postprocess: Postprocessor | None = None
         self._inference_latency_s = inference_latency
         self._key: object = None
-        self._policy: PolicySpec | None = None
+        self._policy: SessionSpec | None = None
         self._episode: int | None = None
         self._instructions = b""
 
@@ -83,7 +83,7 @@ class PolicyHost:
         """The pickled set-up that this host last made and gave to PolicyServer: all that is unpickled on this path."""
         return self._instructions
 
-    def set_up(self, policy: PolicySpec) -> None:
+    def set_up(self, policy: SessionSpec) -> None:
         """Load the policy, unless it is the one that is loaded, and begin a session.
 
         Raises:
@@ -159,7 +159,7 @@ class PolicyHost:
             server.observation_queue.get_nowait()
         self._episode = episode
 
-    def _load(self, policy: PolicySpec) -> None:
+    def _load(self, policy: SessionSpec) -> None:
         module = self._module
         self._instructions = pickle.dumps(
             module.RemotePolicyConfig(
@@ -181,7 +181,7 @@ class PolicyHost:
                 f"{type(exc).__name__}: {exc}"
             ) from exc
 
-    def _take_apart(self, policy: PolicySpec) -> None:
+    def _take_apart(self, policy: SessionSpec) -> None:
         """Make what `_predict` does around the policy, for the policy that is loaded."""
         server = self.policy_server
         shapes = {key: tuple(feature.shape) for key, feature in server.policy.config.image_features.items()}
@@ -257,7 +257,7 @@ class _Context:
 _NO_IMAGE: NDArray[np.uint8] = np.zeros((1, 1, 3), np.uint8)
 
 
-def _check_features(config: Any, policy: PolicySpec) -> None:
+def _check_features(config: Any, policy: SessionSpec) -> None:
     """Refuse observations that the policy cannot take.
 
     Raises:

@@ -15,8 +15,8 @@ from async_delta_inference.errors import (
     TransportError,
     TransportTimeout,
 )
-from async_delta_inference.transport.base import Transport, TransportOptions
-from async_delta_inference.transport.messages import ActionChunk, Observation, ObservationFeatures, PolicySpec
+from async_delta_inference.transport.client import Transport, TransportOptions
+from async_delta_inference.transport.messages import ActionChunk, Observation, ObservationFeatures, SessionSpec
 from async_delta_inference.transport.registry import known_schemes, open_transport
 
 __all__ = [
@@ -28,7 +28,7 @@ __all__ = [
     "PeerGoneError",
     "PeerUnreachableError",
     "PolicyError",
-    "PolicySpec",
+    "SessionSpec",
     "ProtocolError",
     "SetupRefusedError",
     "Transport",

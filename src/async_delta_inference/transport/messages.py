@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from async_delta_inference.errors import InvalidMessageError
 
-__all__ = ["ActionChunk", "Observation", "ObservationFeatures", "PolicySpec"]
+__all__ = ["ActionChunk", "Observation", "ObservationFeatures", "SessionSpec"]
 
 MAX_TASK_BYTES = 4096
 """Upper bound of the UTF-8 length of ``Observation.task``, so that a fixed slot can hold it."""
@@ -87,7 +87,7 @@ class ObservationFeatures:
 
 
 @dataclass(frozen=True)
-class PolicySpec:
+class SessionSpec:
     """What the server is asked to serve.
 
     Args:

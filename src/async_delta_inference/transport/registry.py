@@ -10,7 +10,7 @@ from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 
 from async_delta_inference.errors import ConfigError, MissingExtraError
-from async_delta_inference.transport.base import Transport, TransportOptions
+from async_delta_inference.transport.client import Transport, TransportOptions
 
 __all__ = ["ENTRY_POINT_GROUP", "known_schemes", "open_transport", "split_uri", "transport_class"]
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from lerobot.async_inference.helpers import RemotePolicyConfig, TimedAction, TimedObservation
 
 from async_delta_inference.errors import PolicyError, ProtocolError
-from async_delta_inference.transport import Observation, ObservationFeatures, PolicySpec
+from async_delta_inference.transport import Observation, ObservationFeatures, SessionSpec
 from async_delta_inference.transport.grpc.unpickling import loads_actions
 from async_delta_inference.transport.grpc.wire import decode_actions, encode_observation, encode_policy
 
@@ -42,7 +42,7 @@ def test_observation_is_the_bytes_that_robot_client_sends() -> None:
 
 
 def test_policy_is_the_bytes_that_robot_client_sends() -> None:
-    spec = PolicySpec("act", "some/where", 50, FEATURES, 7, "cpu")
+    spec = SessionSpec("act", "some/where", 50, FEATURES, 7, "cpu")
     expected = pickle.dumps(RemotePolicyConfig("act", "some/where", FEATURES.to_lerobot(), 50, "cpu"))
     assert encode_policy(spec) == expected
 

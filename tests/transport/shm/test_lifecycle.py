@@ -30,7 +30,7 @@ from async_delta_inference.errors import (
     TransportClosed,
     TransportTimeout,
 )
-from async_delta_inference.transport import Observation, PolicySpec, TransportOptions
+from async_delta_inference.transport import Observation, SessionSpec, TransportOptions
 from async_delta_inference.transport.shm import ShmTransport, session
 from async_delta_inference.transport.shm.endpoint import ShmEndpoint
 from async_delta_inference.transport.shm.link import Link
@@ -69,7 +69,7 @@ def transport(endpoint: ShmEndpoint) -> Iterator[ShmTransport]:
         yield transport
 
 
-def connected(policy: PolicySpec | None = None, **options: float) -> ShmTransport:
+def connected(policy: SessionSpec | None = None, **options: float) -> ShmTransport:
     transport = ShmTransport("here", TransportOptions(connect_timeout_s=10.0, **options))
     transport.connect(policy or policy_spec())
     return transport
@@ -310,7 +310,7 @@ def test_server_that_is_stopped_says_so(shm_folder: Path, handler: ProbedHandler
 def test_server_that_is_stopped_while_it_loads_says_so(shm_folder: Path, handler: ProbedHandler) -> None:
     loading, loaded = threading.Event(), threading.Event()
 
-    def load(policy: PolicySpec) -> None:
+    def load(policy: SessionSpec) -> None:
         loading.set()
         loaded.wait(60)
 
@@ -348,9 +348,9 @@ def test_handler_that_exits_ends_nothing(endpoint: ShmEndpoint, handler: ProbedH
 def test_text_that_utf8_cannot_hold(endpoint: ShmEndpoint, handler: ProbedHandler) -> None:
     """Names of files are bytes: in a policy's path it is the caller's mistake, in a reason it is spelled out."""
     with ShmTransport("here") as transport, pytest.raises(InvalidMessageError, match="UTF-8"):
-        transport.connect(PolicySpec("act", "\udcff", 1, FEATURES, 1))
+        transport.connect(SessionSpec("act", "\udcff", 1, FEATURES, 1))
 
-    def refuse(policy: PolicySpec) -> None:
+    def refuse(policy: SessionSpec) -> None:
         raise RuntimeError("no file \udcff")
 
     handler.set_up = refuse  # type: ignore[method-assign]
@@ -371,7 +371,7 @@ def test_server_without_threads_refuses_and_goes_on(endpoint: ShmEndpoint, monke
 
 
 def test_handler_that_refuses_is_heard(endpoint: ShmEndpoint, handler: ProbedHandler) -> None:
-    def refuse(policy: PolicySpec) -> None:
+    def refuse(policy: SessionSpec) -> None:
         raise RuntimeError("no such checkpoint")
 
     handler.set_up = refuse  # type: ignore[method-assign]

@@ -16,7 +16,7 @@ from shm_actor import ChecksumHandler, expected_actions, make_observation, polic
 from shm_processes import actor, left_behind
 
 from async_delta_inference.errors import ConfigError, PeerUnreachableError, ProtocolError, SetupRefusedError
-from async_delta_inference.transport import ObservationFeatures, PolicySpec, TransportOptions, open_transport
+from async_delta_inference.transport import ObservationFeatures, SessionSpec, TransportOptions, open_transport
 from async_delta_inference.transport.shm import handshake, rendezvous
 from async_delta_inference.transport.shm.connection import Connection
 from async_delta_inference.transport.shm.endpoint import ShmEndpoint
@@ -35,7 +35,7 @@ def endpoint(shm_folder: Path) -> Iterator[ShmEndpoint]:
     assert left_behind(shm_folder) == []
 
 
-def connect(policy: PolicySpec | None = None) -> None:
+def connect(policy: SessionSpec | None = None) -> None:
     with open_transport("shm://here", TransportOptions(connect_timeout_s=5.0)) as transport:
         transport.connect(policy or policy_spec())
         observation = make_observation(2, (policy or policy_spec()).features)

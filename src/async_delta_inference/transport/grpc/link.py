@@ -19,7 +19,7 @@ from async_delta_inference.errors import (
     TransportTimeout,
 )
 from async_delta_inference.transport.addresses import is_loopback
-from async_delta_inference.transport.base import TransportOptions
+from async_delta_inference.transport.client import TransportOptions
 
 __all__ = ["PolicyServerLink", "map_rpc_error"]
 

@@ -20,11 +20,11 @@ from async_delta_inference.errors import (
     TransportTimeout,
 )
 from async_delta_inference.transport.addresses import check_host_and_port
-from async_delta_inference.transport.base import Transport, TransportOptions
+from async_delta_inference.transport.client import Transport, TransportOptions
 from async_delta_inference.transport.grpc.exchange import Exchange, Outgoing
 from async_delta_inference.transport.grpc.link import PolicyServerLink, map_rpc_error
 from async_delta_inference.transport.grpc.wire import decode_actions, encode_observation, encode_policy
-from async_delta_inference.transport.messages import ActionChunk, Observation, PolicySpec
+from async_delta_inference.transport.messages import ActionChunk, Observation, SessionSpec
 
 __all__ = ["GrpcTransport"]
 
@@ -58,7 +58,7 @@ class GrpcTransport(Transport):
         self._instructions = b""
         self._threads: list[threading.Thread] = []
 
-    def _connect(self, policy: PolicySpec) -> None:
+    def _connect(self, policy: SessionSpec) -> None:
         self._instructions = encode_policy(policy)
         self._link = PolicyServerLink(self.address, self.options, self._on_disconnect)
         self._reach(self._link, time.monotonic() + self.options.connect_timeout_s)

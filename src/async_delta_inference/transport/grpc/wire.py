@@ -14,12 +14,12 @@ from lerobot.async_inference.helpers import RemotePolicyConfig, TimedObservation
 
 from async_delta_inference.errors import PolicyError, ProtocolError
 from async_delta_inference.transport.grpc.unpickling import loads_actions
-from async_delta_inference.transport.messages import ActionChunk, Observation, ObservationFeatures, PolicySpec
+from async_delta_inference.transport.messages import ActionChunk, Observation, ObservationFeatures, SessionSpec
 
 __all__ = ["decode_actions", "encode_observation", "encode_policy", "raw_observation"]
 
 
-def encode_policy(policy: PolicySpec) -> bytes:
+def encode_policy(policy: SessionSpec) -> bytes:
     """The payload of ``SendPolicyInstructions``."""
     return pickle.dumps(
         RemotePolicyConfig(

@@ -25,8 +25,8 @@ from async_delta_inference.errors import (
     TransportError,
     TransportTimeout,
 )
-from async_delta_inference.transport.base import Transport, TransportOptions, check_finite
-from async_delta_inference.transport.messages import ActionChunk, Observation, PolicySpec
+from async_delta_inference.transport.client import Transport, TransportOptions, check_finite
+from async_delta_inference.transport.messages import ActionChunk, Observation, SessionSpec
 from async_delta_inference.transport.shm.layout import CHUNK_KIND, ERROR_KIND
 from async_delta_inference.transport.shm.link import Link
 
@@ -208,7 +208,7 @@ class ShmExchange(Transport):
         self._tasks[slot][: len(encoded)] = encoded
         self._slot_task_numbers[slot] = self._task_number
 
-    def _lend(self, policy: PolicySpec) -> Observation:
+    def _lend(self, policy: SessionSpec) -> Observation:
         self._sending = True
         try:
             if self._link.end is not None:

@@ -21,7 +21,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from async_delta_inference.errors import InvalidMessageError, PeerGoneError, SetupRefusedError
-from async_delta_inference.transport.messages import MAX_TASK_BYTES, ObservationFeatures, PolicySpec
+from async_delta_inference.transport.messages import MAX_TASK_BYTES, ObservationFeatures, SessionSpec
 from async_delta_inference.transport.shm.fields import Fields
 from async_delta_inference.transport.shm.layout import LAYOUT_VERSION, MAX_ERROR_BYTES, SegmentLayout
 
@@ -61,7 +61,7 @@ class Hello:
     """
 
     session: str
-    policy: PolicySpec
+    policy: SessionSpec
     pid: int
 
     def to_message(self) -> Message:
@@ -102,7 +102,7 @@ class Hello:
             raise _schema_mismatch("actions", message["actions"], ["float32", "n", "A"])
         policy_type, path, device = (fields.text_of("policy", x, _MAX_PATH) for x in fields.items("policy", 3))
         try:
-            policy = PolicySpec(
+            policy = SessionSpec(
                 policy_type,
                 path,
                 fields.integer_of("actions", rows, 1, _MAX_SIZE),
@@ -128,7 +128,7 @@ def offer(layout: SegmentLayout) -> Message:
     }
 
 
-def read_offer(message: Message, policy: PolicySpec) -> SegmentLayout:
+def read_offer(message: Message, policy: SessionSpec) -> SegmentLayout:
     """The layout that the server's offer means.
 
     Raises:

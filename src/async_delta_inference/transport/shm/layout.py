@@ -17,7 +17,7 @@ import struct
 from dataclasses import dataclass, field
 
 from async_delta_inference.errors import InvalidMessageError
-from async_delta_inference.transport.messages import MAX_TASK_BYTES, ObservationFeatures, PolicySpec
+from async_delta_inference.transport.messages import MAX_TASK_BYTES, ObservationFeatures, SessionSpec
 
 __all__ = [
     "ACTION_RECORD",
@@ -83,7 +83,7 @@ class SizeLimits:
     max_actions: int = 10_000
     max_action_dim: int = 4096
 
-    def check(self, policy: PolicySpec) -> None:
+    def check(self, policy: SessionSpec) -> None:
         """Refuse what is larger.
 
         Raises:
@@ -156,7 +156,7 @@ class SegmentLayout:
             object.__setattr__(self, name, value)
 
     @classmethod
-    def of_policy(cls, policy: PolicySpec, observation_slots: int = 4, action_slots: int = 32) -> SegmentLayout:
+    def of_policy(cls, policy: SessionSpec, observation_slots: int = 4, action_slots: int = 32) -> SegmentLayout:
         """The layout of a session that serves ``policy``."""
         return cls(policy.features, (policy.actions_per_chunk, policy.action_dim), observation_slots, action_slots)
 

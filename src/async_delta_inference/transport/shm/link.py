@@ -18,8 +18,8 @@ from async_delta_inference.errors import (
     ProtocolError,
     TransportTimeout,
 )
-from async_delta_inference.transport.base import TransportOptions
-from async_delta_inference.transport.messages import PolicySpec
+from async_delta_inference.transport.client import TransportOptions
+from async_delta_inference.transport.messages import SessionSpec
 from async_delta_inference.transport.shm import handshake, rendezvous
 from async_delta_inference.transport.shm.connection import Connection
 from async_delta_inference.transport.shm.segment import Segment, SegmentNames
@@ -105,7 +105,7 @@ def open_connection(path: Path, options: TransportOptions) -> Connection:
     return connection
 
 
-def shake_hands(connection: Connection, path: Path, policy: PolicySpec, options: TransportOptions) -> Segment:
+def shake_hands(connection: Connection, path: Path, policy: SessionSpec, options: TransportOptions) -> Segment:
     """Say hello, attach, and wait until the policy is loaded. On an error no name of the session is left.
 
     Raises:

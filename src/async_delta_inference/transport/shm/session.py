@@ -17,7 +17,7 @@ from posix_ipc import BusyError, SignalError
 
 from async_delta_inference import stages
 from async_delta_inference.errors import PolicyError, ProtocolError
-from async_delta_inference.transport.messages import Observation, PolicySpec
+from async_delta_inference.transport.messages import Observation, SessionSpec
 from async_delta_inference.transport.shm.layout import (
     CHUNK_KIND,
     ERROR_KIND,
@@ -45,7 +45,7 @@ REPLY_TIMEOUT_S = 5.0
 class ObservationHandler(Protocol):
     """What answers the observations of a session. All calls come from one thread."""
 
-    def set_up(self, policy: PolicySpec) -> None:
+    def set_up(self, policy: SessionSpec) -> None:
         """Prepare for a new session.
 
         Raises:
@@ -77,7 +77,7 @@ class Session:
         handler: Answers.
     """
 
-    def __init__(self, segment: Segment, policy: PolicySpec, handler: ObservationHandler) -> None:
+    def __init__(self, segment: Segment, policy: SessionSpec, handler: ObservationHandler) -> None:
         self._segment = segment
         self._infer = handler.infer
         self._chunk_shape = (policy.actions_per_chunk, policy.action_dim)

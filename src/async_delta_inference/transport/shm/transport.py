@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from async_delta_inference.errors import PeerGoneError, TransportClosed
-from async_delta_inference.transport.base import TransportOptions
-from async_delta_inference.transport.messages import PolicySpec
+from async_delta_inference.transport.client import TransportOptions
+from async_delta_inference.transport.messages import SessionSpec
 from async_delta_inference.transport.shm.exchange import ShmExchange
 from async_delta_inference.transport.shm.link import Link, open_connection, shake_hands, tidy_after
 from async_delta_inference.transport.shm.rendezvous import socket_path
@@ -37,7 +37,7 @@ class ShmTransport(ShmExchange):
         self._hang_up: Callable[[], None] | None = None
         self._linked = False
 
-    def _connect(self, policy: PolicySpec) -> None:
+    def _connect(self, policy: SessionSpec) -> None:
         self._path = path = socket_path(self.address)
         connection = open_connection(path, self.options)
         self._hang_up = connection.shut_down

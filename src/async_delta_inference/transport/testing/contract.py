@@ -25,8 +25,8 @@ from async_delta_inference.errors import (
     TransportClosed,
     TransportError,
 )
-from async_delta_inference.transport.base import Transport, TransportOptions
-from async_delta_inference.transport.messages import MAX_TASK_BYTES, Observation, PolicySpec
+from async_delta_inference.transport.client import Transport, TransportOptions
+from async_delta_inference.transport.messages import MAX_TASK_BYTES, Observation, SessionSpec
 from async_delta_inference.transport.registry import open_transport
 from async_delta_inference.transport.testing.peer import (
     CONTRACT_POLICY,
@@ -264,7 +264,7 @@ class TransportContract:
         assert transport.closed
 
     def test_policy_type_is_refused(self, peer: ContractPeer) -> None:
-        policy = PolicySpec("nonsense", "scripted", 5, CONTRACT_POLICY.features, 3)
+        policy = SessionSpec("nonsense", "scripted", 5, CONTRACT_POLICY.features, 3)
         with open_transport(peer.uri, IMPATIENT) as transport, pytest.raises(SetupRefusedError, match="nonsense"):
             transport.connect(policy)
 

@@ -7,11 +7,11 @@ from abc import ABC, abstractmethod
 import numpy as np
 from numpy.typing import NDArray
 
-from async_delta_inference.transport.messages import ActionChunk, Observation, ObservationFeatures, PolicySpec
+from async_delta_inference.transport.messages import ActionChunk, Observation, ObservationFeatures, SessionSpec
 
 __all__ = ["CONTRACT_POLICY", "ContractPeer", "contract_observation", "scripted_actions"]
 
-CONTRACT_POLICY = PolicySpec(
+CONTRACT_POLICY = SessionSpec(
     policy_type="act",
     pretrained_name_or_path="scripted",
     actions_per_chunk=5,

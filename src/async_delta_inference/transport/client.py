@@ -23,7 +23,7 @@ from async_delta_inference.errors import (
     TransportClosed,
 )
 from async_delta_inference.transport.finite import is_finite
-from async_delta_inference.transport.messages import ActionChunk, Observation, PolicySpec
+from async_delta_inference.transport.messages import ActionChunk, Observation, SessionSpec
 
 __all__ = ["LONGEST_TIMEOUT_S", "Transport", "TransportOptions", "check_finite"]
 
@@ -74,7 +74,7 @@ class Transport(ABC):
     def __init__(self, address: str, options: TransportOptions | None = None) -> None:
         self.address = address
         self.options = options or TransportOptions()
-        self._policy: PolicySpec | None = None
+        self._policy: SessionSpec | None = None
         self._closed = threading.Event()
         self._close_lock = threading.Lock()
         self._failure: PeerGoneError | ProtocolError | None = None
@@ -87,7 +87,7 @@ class Transport(ABC):
 
     # What a control loop calls.
 
-    def connect(self, policy: PolicySpec) -> None:
+    def connect(self, policy: SessionSpec) -> None:
         """Reach the server and have it set up the policy. Once per transport; on an error the transport is closed.
 
         Raises:
@@ -237,7 +237,7 @@ class Transport(ABC):
     # What a backend implements.
 
     @abstractmethod
-    def _connect(self, policy: PolicySpec) -> None:
+    def _connect(self, policy: SessionSpec) -> None:
         """Handshake and policy set-up. On an exception `close` follows."""
 
     @abstractmethod
@@ -252,7 +252,7 @@ class Transport(ABC):
     def _close(self) -> None:
         """Release everything. Called once, also after a failed or absent `_connect`, from any thread."""
 
-    def _lend(self, policy: PolicySpec) -> Observation:
+    def _lend(self, policy: SessionSpec) -> Observation:
         """Memory for a loan; ordinary memory unless the backend has something better."""
         return Observation.empty(policy.features)
 
@@ -294,7 +294,7 @@ class Transport(ABC):
             image.setflags(write=False)
 
 
-def _check_chunk(chunk: ActionChunk, policy: PolicySpec) -> None:
+def _check_chunk(chunk: ActionChunk, policy: SessionSpec) -> None:
     """Refuse a chunk that the peer should not have sent.
 
     Raises:
@@ -320,7 +320,7 @@ def check_finite(actions: NDArray[np.float32], timestep: int) -> None:
         raise ProtocolError(f"the chunk of timestep {timestep} has actions that are not finite")
 
 
-def _check_form(actions: NDArray[np.float32], policy: PolicySpec) -> None:
+def _check_form(actions: NDArray[np.float32], policy: SessionSpec) -> None:
     if actions.ndim != 2 or actions.shape[1] != policy.action_dim or actions.dtype != np.float32:
         raise ProtocolError(
             f"the server sent actions of {actions.dtype} {actions.shape}; the environment takes float32 "
