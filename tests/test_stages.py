@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from async_delta_inference import stages
-from async_delta_inference.client.run_trace import RunTrace
+from async_delta_inference.client.record.stage_trace_file import StageTraceFile
 from async_delta_inference.errors import ConfigError
 from async_delta_inference.stage_trace import read_marks, spans_of, write_trace
 
@@ -86,8 +86,8 @@ def test_trace_is_chromes_format(tmp_path: Path) -> None:
     assert read_marks(tmp_path / "new" / "trace.json") == marks
 
 
-def test_run_trace_joins_the_servers_part(tmp_path: Path) -> None:
-    trace = RunTrace(tmp_path / "trace.json")
+def test_stage_trace_file_joins_the_servers_part(tmp_path: Path) -> None:
+    trace = StageTraceFile(tmp_path / "trace.json")
     assert stages.recorder is not None
     stages.recorder.mark_at(stages.BEGIN, 0, 10)
     write_trace(trace.server_path, [(stages.TRANSFER, 0, 30)])
@@ -98,8 +98,8 @@ def test_run_trace_joins_the_servers_part(tmp_path: Path) -> None:
     assert not trace.server_path.exists()
 
 
-def test_run_trace_survives_a_server_that_was_killed_while_writing(tmp_path: Path) -> None:
-    trace = RunTrace(tmp_path / "trace.json")
+def test_stage_trace_file_survives_a_server_that_was_killed_while_writing(tmp_path: Path) -> None:
+    trace = StageTraceFile(tmp_path / "trace.json")
     trace.server_path.write_text("{")
     trace.finish()
     assert stages.recorder is None
@@ -108,5 +108,5 @@ def test_run_trace_survives_a_server_that_was_killed_while_writing(tmp_path: Pat
 def test_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="--trace"):
-        RunTrace(tmp_path / "file" / "trace.json")
+        StageTraceFile(tmp_path / "file" / "trace.json")
     assert stages.recorder is None

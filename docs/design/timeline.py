@@ -19,7 +19,7 @@ from scripted_transport import ScriptedTransport, timestep_policy
 from stub_environment import StubEnvironment
 
 from async_delta_inference.client import SimClient, SimClientConfig
-from async_delta_inference.client.results import EpisodeResult
+from async_delta_inference.client.record.results import EpisodeResult
 
 STEPS, CHUNK, DELAY = 24, 10, 3
 REALTIME_POLLS = {0: 0, 5: 1, 10: 4, 15: 2, 20: 3}

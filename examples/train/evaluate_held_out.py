@@ -16,10 +16,10 @@ from evaluate_policy import BASE_SEED, wilson_interval
 from libero_setup import SUITE_NAME
 
 from async_delta_inference.client.config import SimClientConfig
-from async_delta_inference.client.embedded_server import EmbeddedServer
 from async_delta_inference.client.environments.construction import build_tasks
 from async_delta_inference.client.environments.libero import LiberoEnvironment
 from async_delta_inference.client.environments.libero_setup import prepare_libero
+from async_delta_inference.client.run.embedded_server import EmbeddedServer
 from async_delta_inference.client.sim_client import SimClient
 
 Setting = tuple[int, str]

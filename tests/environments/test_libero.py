@@ -12,7 +12,7 @@ from env_rollouts import assert_same_episodes, random_actions, run_lerobot, run_
 from lerobot.envs.configs import LiberoEnv
 
 from async_delta_inference.client.environments import Environment, make_environments
-from async_delta_inference.client.observation import LIBERO_STATE_NAMES
+from async_delta_inference.client.environments.observation import LIBERO_STATE_NAMES
 from async_delta_inference.errors import ConfigError, EpisodeError
 from async_delta_inference.transport import Observation
 

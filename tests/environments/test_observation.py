@@ -14,7 +14,11 @@ from lerobot.envs.utils import preprocess_observation
 from lerobot.processor.env_processor import LiberoProcessorStep
 from numpy.typing import NDArray
 
-from async_delta_inference.client.observation import format_env_observation, quaternion_to_axis_angle, state_vector
+from async_delta_inference.client.environments.observation import (
+    format_env_observation,
+    quaternion_to_axis_angle,
+    state_vector,
+)
 from async_delta_inference.errors import ConfigError
 
 RNG = np.random.default_rng(0)

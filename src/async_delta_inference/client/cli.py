@@ -48,7 +48,7 @@ def _parse(arguments: Sequence[str] | None) -> SimClientConfig:
 def _evaluate(config: SimClientConfig) -> int:
     from rich.console import Console
 
-    from async_delta_inference.client.table import result_table
+    from async_delta_inference.client.view.table import result_table
 
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
     client = SimClient(config)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from async_delta_inference.client.aggregation import aggregate_function
+from async_delta_inference.client.control.aggregation import aggregate_function
 from async_delta_inference.errors import ConfigError, InvalidMessageError
 from async_delta_inference.transport import TransportOptions, known_schemes
 from async_delta_inference.transport.addresses import is_loopback

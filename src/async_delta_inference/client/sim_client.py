@@ -10,22 +10,22 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from async_delta_inference.client.action_queue import ActionQueue
-from async_delta_inference.client.aggregation import aggregate_function
-from async_delta_inference.client.checkpoint import check_checkpoint, local_checkpoint
-from async_delta_inference.client.chunk_source import ChunkSource
-from async_delta_inference.client.clock import Clock, RealtimeClock, SimulatedClock, delay_in_steps
 from async_delta_inference.client.config import SimClientConfig
-from async_delta_inference.client.control import ControlLoop, check_device
-from async_delta_inference.client.delay_trace import read_delay_trace
-from async_delta_inference.client.embedded_server import EmbeddedServer
+from async_delta_inference.client.control.action_queue import ActionQueue
+from async_delta_inference.client.control.aggregation import aggregate_function
+from async_delta_inference.client.control.chunk_source import ChunkSource
+from async_delta_inference.client.control.clock import Clock, RealtimeClock, SimulatedClock
+from async_delta_inference.client.control.loop import ControlLoop, check_device
 from async_delta_inference.client.environments.base import Environment
 from async_delta_inference.client.environments.registry import make_environments
-from async_delta_inference.client.observers import Observers, RunObserver
-from async_delta_inference.client.output import default_output_dir, make_output_dir
-from async_delta_inference.client.results import EvaluationResult
-from async_delta_inference.client.run_files import configured_observers
-from async_delta_inference.client.run_trace import RunTrace
+from async_delta_inference.client.record.delays import delay_in_steps, read_recorded_delays
+from async_delta_inference.client.record.observers import Observers, RunObserver
+from async_delta_inference.client.record.output_folder import default_output_dir, make_output_dir
+from async_delta_inference.client.record.results import EvaluationResult
+from async_delta_inference.client.record.stage_trace_file import StageTraceFile
+from async_delta_inference.client.reporting import configured_observers
+from async_delta_inference.client.run.checkpoint import check_checkpoint, local_checkpoint
+from async_delta_inference.client.run.embedded_server import EmbeddedServer
 from async_delta_inference.errors import ConfigError, FeatureMismatchError, TransportTimeout
 from async_delta_inference.transport import SessionSpec, Transport, open_transport
 
@@ -63,13 +63,15 @@ class SimClient:
         observers: Iterable[RunObserver] = (),
     ) -> None:
         self.config = config
-        self.output_dir: Path = config.output_dir or default_output_dir(config)
+        self.output_dir: Path = config.output_dir or default_output_dir(
+            getattr(config.env, "type", "env"), config.policy_type
+        )
         self.result = EvaluationResult()
         """Grows with every episode; complete when `control_loop` returns."""
         self._environments = None if environments is None else list(environments)
         self._observer = Observers([*configured_observers(config, self.output_dir), *observers])
         self._server: EmbeddedServer | None = None
-        self._trace: RunTrace | None = None
+        self._trace: StageTraceFile | None = None
         self._transport: Transport | None = None
         self._source: ChunkSource | None = None
         self._replayed_delays: tuple[int, ...] = ()
@@ -114,14 +116,14 @@ class SimClient:
         config = self.config
         # What may be missing first: a server and simulators take a minute to start.
         if config.inference_delay_trace is not None:
-            self._replayed_delays = read_delay_trace(config.inference_delay_trace)
+            self._replayed_delays = read_recorded_delays(config.inference_delay_trace)
         checkpoint = local_checkpoint(config.pretrained_name_or_path, shares_files=config.shares_files)
         check_device(config.client_device)
         make_output_dir(self.output_dir)
         if config.uri is not None:
             self._transport = open_transport(config.uri, config.transport_options())
         if config.trace is not None:
-            self._trace = RunTrace(config.trace)
+            self._trace = StageTraceFile(config.trace)
         if config.uri is None:
             # First, since it loads for as long as the environments do.
             fps = config.fps or getattr(config.env, "fps", None) or 30

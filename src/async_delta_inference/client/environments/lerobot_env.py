@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from async_delta_inference.client.environments.base import Environment, StepResult
 from async_delta_inference.client.environments.construction import LeRobotTask
-from async_delta_inference.client.observation import (
+from async_delta_inference.client.environments.observation import (
     LIBERO_STATE_NAMES,
     camera_images,
     is_libero,

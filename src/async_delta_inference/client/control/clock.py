@@ -7,7 +7,6 @@ t + d, however fast or slow the server was, and nothing sleeps.
 
 from __future__ import annotations
 
-import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -15,18 +14,7 @@ from typing import ClassVar
 
 from async_delta_inference.errors import ConfigError
 
-__all__ = ["Clock", "RealtimeClock", "SimulatedClock", "delay_in_steps"]
-
-
-def delay_in_steps(delay_s: float, fps: float) -> int:
-    """Seconds of inference as control steps, rounded up; a delay of 0 stays 0.
-
-    Args:
-        delay_s: Seconds from the observation to its actions.
-        fps: Control steps per second.
-    """
-    # Seconds times rate is inexact in binary: 0.15 s at 20 steps/s must be 3 steps, not 4.
-    return math.ceil(round(delay_s * fps, 9))
+__all__ = ["Clock", "RealtimeClock", "SimulatedClock"]
 
 
 class Clock(ABC):

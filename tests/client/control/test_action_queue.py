@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from async_delta_inference.client.action_queue import ActionQueue
-from async_delta_inference.client.aggregation import (
+from async_delta_inference.client.control.action_queue import ActionQueue
+from async_delta_inference.client.control.aggregation import (
     aggregate_function,
     aggregate_function_names,
     register_aggregate_function,

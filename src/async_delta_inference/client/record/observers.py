@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from async_delta_inference.client.environments.base import Environment, StepResult
-from async_delta_inference.client.results import EpisodeResult, EvaluationResult
+from async_delta_inference.client.record.results import EpisodeResult, EvaluationResult
 
 __all__ = ["Observers", "RunObserver"]
 

@@ -2,32 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from async_delta_inference.client.clock import RealtimeClock, SimulatedClock, delay_in_steps
+from async_delta_inference.client.control.clock import RealtimeClock, SimulatedClock
 from async_delta_inference.errors import ConfigError
-
-
-@pytest.mark.parametrize(
-    ("delay_s", "fps", "steps"),
-    [(0.0, 20, 0), (0.001, 20, 1), (0.05, 20, 1), (0.051, 20, 2), (0.15, 20, 3), (0.1, 30, 3), (1.0, 80, 80)],
-)
-def test_seconds_are_rounded_up_to_steps(delay_s: float, fps: float, steps: int) -> None:
-    assert delay_in_steps(delay_s, fps) == steps
-
-
-@given(st.integers(0, 1000), st.sampled_from([10, 20, 30, 50, 80]))
-def test_whole_steps_are_not_rounded_up(steps: int, fps: int) -> None:
-    assert delay_in_steps(steps / fps, fps) == steps
-
-
-@given(st.floats(0, 10), st.floats(1, 100))
-def test_delay_is_never_shorter_than_the_seconds(delay_s: float, fps: float) -> None:
-    assert delay_in_steps(delay_s, fps) >= math.floor(delay_s * fps)
 
 
 def test_simulated_delays_are_used_in_order_and_begin_anew() -> None:
@@ -53,8 +31,8 @@ def test_realtime_paces_steps(monkeypatch: pytest.MonkeyPatch) -> None:
         slept_s.append(seconds)
         now_s[0] += seconds
 
-    monkeypatch.setattr("async_delta_inference.client.clock.time.monotonic", lambda: now_s[0])
-    monkeypatch.setattr("async_delta_inference.client.clock.time.sleep", sleep)
+    monkeypatch.setattr("async_delta_inference.client.control.clock.time.monotonic", lambda: now_s[0])
+    monkeypatch.setattr("async_delta_inference.client.control.clock.time.sleep", sleep)
     clock = RealtimeClock(10.0)
     clock.start_episode()
     now_s[0] += 0.04

@@ -9,12 +9,12 @@ from async_delta_inference import stages
 from async_delta_inference.errors import ConfigError
 from async_delta_inference.stage_trace import read_marks, write_trace
 
-__all__ = ["RunTrace"]
+__all__ = ["StageTraceFile"]
 
 logger = logging.getLogger(__name__)
 
 
-class RunTrace:
+class StageTraceFile:
     """Records from its making until `finish`.
 
     A server that was there before the run knows nothing of this: its own ``--trace`` records its part.

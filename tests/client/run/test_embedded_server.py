@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from async_delta_inference.client.embedded_server import EmbeddedServer
+from async_delta_inference.client.run.embedded_server import EmbeddedServer
 from async_delta_inference.errors import PeerUnreachableError
 from async_delta_inference.transport.testing.contract import eventually
 

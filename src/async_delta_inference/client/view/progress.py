@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from async_delta_inference.client.environments.base import Environment, StepResult
-from async_delta_inference.client.observers import RunObserver
-from async_delta_inference.client.results import EpisodeResult, EvaluationResult
+from async_delta_inference.client.record.observers import RunObserver
+from async_delta_inference.client.record.results import EpisodeResult, EvaluationResult
 
 __all__ = ["ProgressBar"]
 

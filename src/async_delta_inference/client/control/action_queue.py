@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from async_delta_inference.client.aggregation import AggregateFunction
+from async_delta_inference.client.control.aggregation import AggregateFunction
 from async_delta_inference.errors import ProtocolError
 from async_delta_inference.transport import ActionChunk
 

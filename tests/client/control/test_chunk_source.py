@@ -11,7 +11,7 @@ from typing import cast
 import numpy as np
 import pytest
 
-from async_delta_inference.client.chunk_source import ChunkSource
+from async_delta_inference.client.control.chunk_source import ChunkSource
 from async_delta_inference.errors import PolicyError
 from async_delta_inference.transport import ActionChunk, Transport
 

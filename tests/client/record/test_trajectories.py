@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from stub_environment import StubEnvironment
 
-from async_delta_inference.client.results import ChunkRecord, EpisodeResult
-from async_delta_inference.client.trajectories import TrajectoryWriter
+from async_delta_inference.client.record.results import ChunkRecord, EpisodeResult
+from async_delta_inference.client.record.trajectories import TrajectoryWriter
 
 STEPS = 4
 

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from async_delta_inference.client.environments.base import Environment, StepResult
-from async_delta_inference.client.observers import RunObserver
-from async_delta_inference.client.results import EpisodeResult
+from async_delta_inference.client.record.observers import RunObserver
+from async_delta_inference.client.record.results import EpisodeResult
 
 __all__ = ["VideoRecorder"]
 

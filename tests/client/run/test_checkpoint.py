@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from async_delta_inference.client.checkpoint import check_checkpoint, local_checkpoint
+from async_delta_inference.client.run.checkpoint import check_checkpoint, local_checkpoint
 from async_delta_inference.errors import ConfigError, FeatureMismatchError
 from async_delta_inference.transport import ObservationFeatures
 

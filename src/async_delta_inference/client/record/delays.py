@@ -1,20 +1,31 @@
-"""``inference_delays.json``: the delays of a run, which every run writes and a later one can replay."""
+"""Inference delays in control steps, and ``inference_delays.json``: a run's own, which a later run can replay."""
 
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
-from async_delta_inference.client.clock import delay_in_steps
-from async_delta_inference.client.results import EvaluationResult
+from async_delta_inference.client.record.results import EvaluationResult
 from async_delta_inference.errors import ConfigError
 
-__all__ = ["TRACE_NAME", "read_delay_trace", "write_delay_trace"]
+__all__ = ["DELAYS_NAME", "delay_in_steps", "read_recorded_delays", "write_recorded_delays"]
 
-TRACE_NAME = "inference_delays.json"
+DELAYS_NAME = "inference_delays.json"
 
 
-def write_delay_trace(path: Path, result: EvaluationResult) -> None:
+def delay_in_steps(delay_s: float, fps: float) -> int:
+    """Seconds of inference as control steps, rounded up; a delay of 0 stays 0.
+
+    Args:
+        delay_s: Seconds from the observation to its actions.
+        fps: Control steps per second.
+    """
+    # Seconds times rate is inexact in binary: 0.15 s at 20 steps/s must be 3 steps, not 4.
+    return math.ceil(round(delay_s * fps, 9))
+
+
+def write_recorded_delays(path: Path, result: EvaluationResult) -> None:
     """Write one entry per request, in order, so that a run that replays it asks and merges at the same steps.
 
     ``delay_steps``: steps from the observation to its chunk taking effect; of a request that was open when its episode
@@ -29,17 +40,17 @@ def write_delay_trace(path: Path, result: EvaluationResult) -> None:
         if episode.open_delay_steps is not None:
             delays.append(episode.open_delay_steps)
             latencies_s.append(None)
-    trace = {
+    recorded = {
         "fps": result.fps,
         "delay_steps": delays,
         "latency_s": [None if s is None else round(s, 6) for s in latencies_s],
         "latency_steps": [None if s is None else delay_in_steps(s, result.fps) for s in latencies_s],
     }
-    path.write_text(json.dumps(trace) + "\n")
+    path.write_text(json.dumps(recorded) + "\n")
 
 
-def read_delay_trace(path: Path) -> tuple[int, ...]:
-    """The ``delay_steps`` of a trace.
+def read_recorded_delays(path: Path) -> tuple[int, ...]:
+    """The ``delay_steps`` that a run recorded.
 
     Raises:
         ConfigError: The file cannot be read, or holds no delays of 0 or more steps.

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from async_delta_inference.client.environments.base import Environment
-from async_delta_inference.client.observers import RunObserver
-from async_delta_inference.client.results import EpisodeResult
+from async_delta_inference.client.record.observers import RunObserver
+from async_delta_inference.client.record.results import EpisodeResult
 
 __all__ = ["TrajectoryWriter"]
 

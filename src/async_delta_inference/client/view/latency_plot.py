@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from async_delta_inference.client.results import EvaluationResult
+from async_delta_inference.client.record.results import EvaluationResult
 
 __all__ = ["write_latency_plot"]
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from async_delta_inference.client.config import SimClientConfig
-from async_delta_inference.client.delay_trace import TRACE_NAME, write_delay_trace
-from async_delta_inference.client.observers import RunObserver
-from async_delta_inference.client.output import write_eval_info
-from async_delta_inference.client.results import EvaluationResult
-from async_delta_inference.client.trajectories import TrajectoryWriter
-from async_delta_inference.client.videos import VideoRecorder
+from async_delta_inference.client.record.delays import DELAYS_NAME, write_recorded_delays
+from async_delta_inference.client.record.eval_info import write_eval_info
+from async_delta_inference.client.record.observers import RunObserver
+from async_delta_inference.client.record.results import EvaluationResult
+from async_delta_inference.client.record.trajectories import TrajectoryWriter
+from async_delta_inference.client.record.videos import VideoRecorder
 
 __all__ = ["configured_observers"]
 
@@ -25,7 +25,7 @@ def configured_observers(config: SimClientConfig, output_dir: Path) -> list[RunO
     if config.progress:
         from rich.console import Console
 
-        from async_delta_inference.client.progress import ProgressBar
+        from async_delta_inference.client.view.progress import ProgressBar
 
         observers.append(ProgressBar(Console(stderr=True)))
     observers.append(_RunFiles(output_dir, config.debug_visualize_queue_size, config.plot_latency))
@@ -45,12 +45,12 @@ class _RunFiles(RunObserver):
             return
         self._folder.mkdir(parents=True, exist_ok=True)
         write_eval_info(self._folder / "eval_info.json", result)
-        write_delay_trace(self._folder / TRACE_NAME, result)
+        write_recorded_delays(self._folder / DELAYS_NAME, result)
         if self._queue_plot:
-            from async_delta_inference.client.queue_plot import write_queue_plot
+            from async_delta_inference.client.view.queue_plot import write_queue_plot
 
             write_queue_plot(self._folder / "queue_size.png", result)
         if self._latency_plot and len(result.latencies_s()):
-            from async_delta_inference.client.latency_plot import write_latency_plot
+            from async_delta_inference.client.view.latency_plot import write_latency_plot
 
             write_latency_plot(self._folder / "latency.png", result)

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from async_delta_inference.client.output import async_figures
-from async_delta_inference.client.results import EpisodeResult, EvaluationResult
+from async_delta_inference.client.record.results import EpisodeResult, EvaluationResult
+from async_delta_inference.client.record.statistics import async_figures
 
 __all__ = ["result_table"]
 

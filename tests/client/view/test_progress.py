@@ -9,7 +9,7 @@ from rich.console import Console
 from stub_environment import StubEnvironment
 
 from async_delta_inference.client import EpisodeResult, EvaluationResult, StepResult
-from async_delta_inference.client.progress import ProgressBar
+from async_delta_inference.client.view.progress import ProgressBar
 
 
 def run(console: Console) -> None:

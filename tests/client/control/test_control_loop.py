@@ -19,8 +19,8 @@ from scripted_transport import ScriptedTransport, timestep_policy
 from stub_environment import StubEnvironment
 
 from async_delta_inference.client import SimClient, SimClientConfig, StepResult
-from async_delta_inference.client.action_queue import ActionQueue
-from async_delta_inference.client.results import EpisodeResult, EvaluationResult
+from async_delta_inference.client.control.action_queue import ActionQueue
+from async_delta_inference.client.record.results import EpisodeResult, EvaluationResult
 from async_delta_inference.errors import ConfigError, PolicyError, TransportTimeout
 from async_delta_inference.transport import ActionChunk, Observation
 

@@ -15,13 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from async_delta_inference import stages
-from async_delta_inference.client.action_queue import ActionQueue
-from async_delta_inference.client.chunk_source import ChunkSource
-from async_delta_inference.client.clock import Clock
 from async_delta_inference.client.config import SimClientConfig
+from async_delta_inference.client.control.action_queue import ActionQueue
+from async_delta_inference.client.control.chunk_source import ChunkSource
+from async_delta_inference.client.control.clock import Clock
 from async_delta_inference.client.environments.base import Environment
-from async_delta_inference.client.observers import RunObserver
-from async_delta_inference.client.results import ChunkRecord, EpisodeResult
+from async_delta_inference.client.record.observers import RunObserver
+from async_delta_inference.client.record.results import ChunkRecord, EpisodeResult
 from async_delta_inference.errors import ConfigError, TransportTimeout
 from async_delta_inference.transport import ActionChunk, Transport
 

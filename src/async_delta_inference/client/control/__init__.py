@@ -1,0 +1,1 @@
+"""One episode, step by step: ask for chunks, merge them, act. Knows no files."""

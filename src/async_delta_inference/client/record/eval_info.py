@@ -1,0 +1,59 @@
+"""``eval_info.json``: a run in lerobot-eval's schema, with our figures beside it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from async_delta_inference.client.record.results import EpisodeResult, EvaluationResult
+from async_delta_inference.client.record.statistics import async_figures, mean
+
+__all__ = ["eval_info", "write_eval_info"]
+
+
+def eval_info(result: EvaluationResult) -> dict[str, Any]:
+    """The run in lerobot-eval's schema, with ``async`` figures beside each of its aggregates."""
+    per_task = [
+        {
+            "task_group": group,
+            "task_id": task_id,
+            "metrics": {
+                "sum_rewards": [e.sum_reward for e in episodes],
+                "max_rewards": [e.max_reward for e in episodes],
+                "successes": [e.success for e in episodes],
+                "video_paths": _videos(episodes),
+                "predicted_video_paths": [],
+            },
+            "async": async_figures(episodes),
+        }
+        for (group, task_id), episodes in result.by_task().items()
+    ]
+    groups = dict.fromkeys(e.task_group for e in result.episodes)
+    per_group = {group: _aggregate([e for e in result.episodes if e.task_group == group]) for group in groups}
+    overall = _aggregate(result.episodes)
+    overall["eval_s"] = result.eval_s
+    overall["eval_ep_s"] = result.eval_s / max(1, len(result.episodes))
+    overall["async"] = async_figures(result.episodes) | {"inference_delay_steps": list(result.inference_delay_steps)}
+    return {"per_task": per_task, "per_group": per_group, "overall": overall}
+
+
+def write_eval_info(path: Path, result: EvaluationResult) -> None:
+    """Write `eval_info` as JSON."""
+    path.write_text(json.dumps(eval_info(result), indent=2) + "\n")
+
+
+def _aggregate(episodes: Sequence[EpisodeResult]) -> dict[str, Any]:
+    return {
+        "avg_sum_reward": mean([e.sum_reward for e in episodes]),
+        "avg_max_reward": mean([e.max_reward for e in episodes]),
+        "pc_success": 100 * mean([e.success for e in episodes]),
+        "n_episodes": len(episodes),
+        "video_paths": _videos(episodes),
+        "predicted_video_paths": [],
+    }
+
+
+def _videos(episodes: Iterable[EpisodeResult]) -> list[str]:
+    return [str(episode.video_path) for episode in episodes if episode.video_path is not None]
