@@ -1,6 +1,7 @@
-"""What crosses the process boundary between a simulator and a policy server.
+"""What crosses the boundary between a simulator and a policy: both halves of every transport.
 
-Importing this needs numpy, msgpack and posix-ipc at the most; a backend is loaded when its scheme is used.
+``connect(uri, spec)`` gives a client its session, ``serve(policy_or_function, uri)`` serves a policy to many. Importing
+this needs numpy, msgpack and posix-ipc at the most; a backend is loaded when its scheme is used.
 """
 
 from async_delta_inference.errors import (
@@ -16,26 +17,54 @@ from async_delta_inference.errors import (
     TransportTimeout,
 )
 from async_delta_inference.transport.client import Transport, TransportOptions
+from async_delta_inference.transport.host import SessionHost
+from async_delta_inference.transport.inbox import Inbox, ServedSession
 from async_delta_inference.transport.messages import ActionChunk, Observation, ObservationFeatures, SessionSpec
-from async_delta_inference.transport.registry import known_schemes, open_transport
+from async_delta_inference.transport.policy import (
+    Answer,
+    EpisodeStart,
+    FunctionPolicy,
+    Policy,
+    PolicyNeeds,
+    PolicySession,
+    Request,
+)
+from async_delta_inference.transport.registry import Backend, connect, known_schemes, listen, open_transport
+from async_delta_inference.transport.server import Listener, Server, serve
 
 __all__ = [
     "ActionChunk",
+    "Answer",
+    "Backend",
+    "EpisodeStart",
+    "FunctionPolicy",
+    "Inbox",
     "InvalidMessageError",
+    "Listener",
     "LoanError",
     "Observation",
     "ObservationFeatures",
     "PeerGoneError",
     "PeerUnreachableError",
+    "Policy",
     "PolicyError",
-    "SessionSpec",
+    "PolicyNeeds",
+    "PolicySession",
     "ProtocolError",
+    "Request",
+    "Server",
+    "ServedSession",
+    "SessionHost",
+    "SessionSpec",
     "SetupRefusedError",
     "Transport",
     "TransportClosed",
     "TransportError",
     "TransportOptions",
     "TransportTimeout",
+    "connect",
     "known_schemes",
+    "listen",
     "open_transport",
+    "serve",
 ]

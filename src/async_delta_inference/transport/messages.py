@@ -88,15 +88,18 @@ class ObservationFeatures:
 
 @dataclass(frozen=True)
 class SessionSpec:
-    """What the server is asked to serve.
+    """What a client asks of a server for one session.
 
     Args:
-        policy_type: LeRobot's name of the policy class, such as ``act``.
-        pretrained_name_or_path: Checkpoint folder on the server, or hub name.
+        policy_type: LeRobot's name of the policy class, such as ``act``; empty for whatever the server serves.
+        pretrained_name_or_path: Checkpoint folder on the server, or hub name; empty for whatever the server serves.
         actions_per_chunk: Upper bound of the rows of a chunk.
         features: Schema of the observations that will be sent.
         action_dim: Length A of one action; a chunk of another width is a `ProtocolError`.
         device: Torch device of the policy on the server.
+
+    Raises:
+        InvalidMessageError: A number is out of its range.
     """
 
     policy_type: str
@@ -107,14 +110,15 @@ class SessionSpec:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        if not self.policy_type:
-            raise InvalidMessageError("policy_type must not be empty")
-        if not self.pretrained_name_or_path:
-            raise InvalidMessageError("pretrained_name_or_path must not be empty")
         if self.actions_per_chunk < 1:
             raise InvalidMessageError(f"actions_per_chunk must be at least 1, got {self.actions_per_chunk}")
         if self.action_dim < 1:
             raise InvalidMessageError(f"action_dim must be at least 1, got {self.action_dim}")
+
+    @property
+    def names_policy(self) -> bool:
+        """Whether it asks for a policy by type and checkpoint; else for whatever the server serves."""
+        return bool(self.policy_type and self.pretrained_name_or_path)
 
 
 @dataclass(slots=True, eq=False)

@@ -1,30 +1,59 @@
 """Backends by URI scheme: a literal table for ours, entry points for everyone else's.
 
 A package adds a backend with an entry point in the group ``async_delta_inference.transports`` whose name is the scheme
-and whose object is a `Transport` subclass.
+and whose object is a `Backend`: both halves of the transport.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 
 from async_delta_inference.errors import ConfigError, MissingExtraError
 from async_delta_inference.transport.client import Transport, TransportOptions
+from async_delta_inference.transport.host import SessionHost
+from async_delta_inference.transport.messages import SessionSpec
+from async_delta_inference.transport.policy import Policy, PolicyFunction
+from async_delta_inference.transport.server import Listener, Server, serve
 
-__all__ = ["ENTRY_POINT_GROUP", "known_schemes", "open_transport", "split_uri", "transport_class"]
+__all__ = [
+    "ENTRY_POINT_GROUP",
+    "Backend",
+    "backend",
+    "connect",
+    "known_schemes",
+    "listen",
+    "make_listener",
+    "open_transport",
+    "split_uri",
+]
 
 ENTRY_POINT_GROUP = "async_delta_inference.transports"
 
 _BUILTIN = {
-    "grpc": "async_delta_inference.transport.grpc:GrpcTransport",
-    "shm": "async_delta_inference.transport.shm:ShmTransport",
+    "grpc": "async_delta_inference.transport.grpc",
+    "inproc": "async_delta_inference.transport.inproc",
+    "shm": "async_delta_inference.transport.shm",
 }
 _EXTRA_OF_SCHEME = {"grpc": "lerobot"}
 
 
+@dataclass(frozen=True)
+class Backend:
+    """Both halves of a transport: nobody can add half of one.
+
+    Args:
+        transport: The client's half.
+        listener: The server's half.
+    """
+
+    transport: type[Transport]
+    listener: type[Listener]
+
+
 def known_schemes() -> list[str]:
-    """All schemes that `open_transport` takes, sorted."""
+    """All schemes that there is a backend for, sorted."""
     return sorted({*_BUILTIN, *_plugins()})
 
 
@@ -42,28 +71,29 @@ def split_uri(uri: str) -> tuple[str, str]:
     return scheme, address
 
 
-def transport_class(scheme: str) -> type[Transport]:
-    """The backend of a scheme.
+def backend(scheme: str) -> Backend:
+    """Both halves of a scheme's transport.
 
     Raises:
-        ConfigError: Unknown scheme; the known ones are listed. Or a plugin that is not a `Transport`.
+        ConfigError: Unknown scheme; the known ones are listed. Or a plugin that is not a `Backend`.
         MissingExtraError: The backend's packages are not installed.
     """
-    if target := _BUILTIN.get(scheme):
-        module, _, name = target.partition(":")
+    if module := _BUILTIN.get(scheme):
         try:
-            backend = getattr(import_module(module), name)
+            found = import_module(module).BACKEND
         except ModuleNotFoundError as exc:
             if scheme in _EXTRA_OF_SCHEME:
                 raise MissingExtraError(_EXTRA_OF_SCHEME[scheme], f"the transport {scheme!r}") from exc
             raise
     elif plugin := _plugins().get(scheme):
-        backend = plugin.load()
+        found = plugin.load()
     else:
         raise ConfigError(f"unknown transport {scheme!r}; known are: {', '.join(known_schemes())}")
-    if not (isinstance(backend, type) and issubclass(backend, Transport)):
-        raise ConfigError(f"the transport plugin for {scheme!r} is not a subclass of Transport")
-    return backend
+    if not isinstance(found, Backend):
+        raise ConfigError(
+            f"the transport plugin for {scheme!r} is not a Backend(transport=..., listener=...): both halves are needed"
+        )
+    return found
 
 
 def open_transport(uri: str, options: TransportOptions | None = None) -> Transport:
@@ -74,7 +104,36 @@ def open_transport(uri: str, options: TransportOptions | None = None) -> Transpo
         MissingExtraError: The backend's packages are not installed.
     """
     scheme, address = split_uri(uri)
-    return transport_class(scheme)(address, options)
+    return backend(scheme).transport(address, options)
+
+
+def connect(uri: str, spec: SessionSpec, options: TransportOptions | None = None) -> Transport:
+    """A session with the server at ``scheme://address``.
+
+    Raises:
+        ConfigError: Malformed URI or unknown scheme.
+        MissingExtraError: The backend's packages are not installed.
+        TransportError: As `Transport.connect` raises it.
+    """
+    transport = open_transport(uri, options)
+    transport.connect(spec)
+    return transport
+
+
+def make_listener(uri: str, host: SessionHost) -> Listener:
+    """A listener for ``scheme://address``, not yet started.
+
+    Raises:
+        ConfigError: Malformed URI, unknown scheme, or an address that is none.
+        MissingExtraError: The backend's packages are not installed.
+    """
+    scheme, address = split_uri(uri)
+    return backend(scheme).listener(address, host)
+
+
+def listen(uri: str, policy_or_function: Policy | PolicyFunction) -> Server:
+    """`serve` on one URI with its defaults: the counterpart of `connect`."""
+    return serve(policy_or_function, uri)
 
 
 def _plugins() -> dict[str, EntryPoint]:

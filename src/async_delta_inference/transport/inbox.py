@@ -1,0 +1,217 @@
+"""`Inbox`: where the sessions of all listeners meet, and the turn in which they are served.
+
+A session has one place in it, whatever it sends: the newest observation. Whoever was served last comes last, so that
+nobody is served twice while another one waits. The inbox waits for all sessions at once at one bell, which whoever has
+put an observation in place rings afterwards; nothing is polled.
+"""
+
+from __future__ import annotations
+
+import queue
+import time
+from abc import ABC, abstractmethod
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from async_delta_inference.transport.messages import Observation, SessionSpec
+from async_delta_inference.transport.policy import PolicyNeeds, PolicySession, Request
+
+__all__ = ["Bell", "Inbox", "Seat", "ServedSession", "ThreadBell"]
+
+LONGEST_WAIT_S = 1.0
+"""Bound of one wait at the bell, which a peer may have broken: all sessions are looked at afterwards in any case."""
+
+
+class Bell(Protocol):
+    """Wakes the inference loop."""
+
+    def ring(self) -> None:
+        """Wake it, from any thread; a ring while nobody waits is kept."""
+
+    def wait(self, timeout_s: float) -> None:
+        """Return when it was rung, or after ``timeout_s``."""
+
+
+class ThreadBell:
+    """A bell within one process."""
+
+    def __init__(self) -> None:
+        self._rings: queue.SimpleQueue[None] = queue.SimpleQueue()
+
+    def ring(self) -> None:
+        """See `Bell`."""
+        if self._rings.empty():  # One that is kept is enough: its reader looks at all sessions.
+            self._rings.put(None)
+
+    def wait(self, timeout_s: float) -> None:
+        """See `Bell`."""
+        try:
+            self._rings.get(timeout=timeout_s)
+        except queue.Empty:
+            return
+
+
+class ServedSession(ABC):
+    """One client's session as the server sees it. A listener makes it; a backend implements it.
+
+    The inference loop calls its methods, never two at once; but `end`, `has_left` and `peek_timestep` may be called from
+    any thread at any time. What one of them raises ends this session and no other.
+
+    Args:
+        spec: What the client asked for.
+        label: Names the client in messages to humans.
+    """
+
+    def __init__(self, spec: SessionSpec, label: str) -> None:
+        self.spec = spec
+        self.label = label
+
+    @abstractmethod
+    def opened(self, needs: PolicyNeeds) -> None:
+        """The policy is loaded: tell the client that its session begins."""
+
+    @abstractmethod
+    def refused(self, reason: str) -> None:
+        """Tell the client that there will be no session; nothing follows but `close`."""
+
+    @abstractmethod
+    def waiting(self) -> bool:
+        """Whether `take` would give an observation."""
+
+    @abstractmethod
+    def take(self) -> Observation | None:
+        """The newest observation that was not taken yet, or None.
+
+        None, too, while there is no room for an answer. What is taken belongs to the loop until `release`; its arrays
+        are read-only. An observation that replaced one that must be answered must be answered, too.
+
+        Raises:
+            ProtocolError: The client sent what it may not.
+        """
+
+    @abstractmethod
+    def release(self) -> None:
+        """The taken observation's memory is not needed any more. A second call does nothing."""
+
+    @abstractmethod
+    def answer(self, observation: Observation, actions: NDArray[np.float32]) -> None:
+        """Send a chunk: float32 (n, A), checked, copied before this returns. The observation was released."""
+
+    @abstractmethod
+    def fail(self, observation: Observation, reason: str) -> None:
+        """Send a policy's error in place of a chunk. The observation was released."""
+
+    @abstractmethod
+    def pass_over(self, observation: Observation) -> None:
+        """The policy chose not to answer. The observation was released."""
+
+    @abstractmethod
+    def end(self, reason: str) -> None:
+        """Tell the client why the session is over. Idempotent; does not wait."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free what the session holds. Called once, after everything else."""
+
+    def has_left(self) -> bool:
+        """Whether the client is known to be gone, though nobody has said so yet; from any thread, does not wait."""
+        return False
+
+    def peek_timestep(self) -> int | None:
+        """Timestep of the observation that waits, or None; from any thread, for diagnosis."""
+        return None
+
+
+class Seat:
+    """A session that is served, and what the inference loop keeps about it.
+
+    Args:
+        session: The backend's half.
+        policy_session: The policy's half.
+    """
+
+    __slots__ = ("episode", "policy_session", "request", "session")
+
+    def __init__(self, session: ServedSession, policy_session: PolicySession) -> None:
+        self.session = session
+        self.policy_session = policy_session
+        self.episode: int | None = None
+        # One object for the session's whole life: the path of a message makes nothing new.
+        self.request = Request(policy_session, Observation({}, np.empty(0, np.float32)), session.release)
+
+
+class Inbox:
+    """The seats in the order of their turns. All methods but `ring` are the inference loop's.
+
+    Args:
+        bell: Rung for every observation.
+        max_batch: Requests that are handed out together, at most.
+        linger_s: How long to wait for more of them once there is one.
+    """
+
+    def __init__(self, bell: Bell, max_batch: int, linger_s: float) -> None:
+        self.bell = bell
+        self._max_batch = max_batch
+        self._linger_s = linger_s
+        self._seats: list[Seat] = []
+
+    def __len__(self) -> int:
+        return len(self._seats)
+
+    def seats(self) -> list[Seat]:
+        """All of them, in the order of their turns."""
+        return list(self._seats)
+
+    def add(self, seat: Seat) -> None:
+        """Give it the last turn."""
+        self._seats.append(seat)
+
+    def remove(self, seat: Seat) -> None:
+        """It has no turn any more."""
+        self._seats.remove(seat)
+
+    def wait(self) -> None:
+        """Until the bell rings, or a moment has passed."""
+        self.bell.wait(LONGEST_WAIT_S)
+
+    def take(self) -> list[tuple[Seat, Exception | None]]:
+        """Up to ``max_batch`` seats whose requests hold an observation now, each of another session.
+
+        Returns:
+            Empty when nobody waits. A seat whose session failed comes with its exception in place of an observation.
+        """
+        if self._linger_s and self._max_batch > 1:
+            self._linger()
+        taken: list[tuple[Seat, Exception | None]] = []
+        seats = self._seats
+        for seat in seats:
+            try:
+                observation = seat.session.take()
+            except Exception as exc:
+                taken.append((seat, exc))
+            else:
+                if observation is None:
+                    continue
+                seat.request.observation = observation
+                taken.append((seat, None))
+            if len(taken) >= self._max_batch:
+                break
+        if taken and len(seats) > 1:
+            for seat, _ in taken:
+                seats.remove(seat)
+                seats.append(seat)
+        return taken
+
+    def _linger(self) -> None:
+        """Once somebody waits, until the batch is full, all are there, or the time is up."""
+        wanted = min(self._max_batch, len(self._seats))
+        waiting = self._count_waiting()
+        deadline_s = time.monotonic() + self._linger_s
+        while 0 < waiting < wanted and (left_s := deadline_s - time.monotonic()) > 0:
+            self.bell.wait(left_s)
+            waiting = self._count_waiting()
+
+    def _count_waiting(self) -> int:
+        return sum(seat.session.waiting() for seat in self._seats)

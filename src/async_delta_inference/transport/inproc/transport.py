@@ -1,0 +1,78 @@
+"""`InprocTransport`: the client half of ``inproc://name``."""
+
+from __future__ import annotations
+
+from async_delta_inference import stages
+from async_delta_inference.errors import PolicyError, TransportClosed, TransportTimeout
+from async_delta_inference.transport.client import Transport, TransportOptions
+from async_delta_inference.transport.inproc.listener import InprocListener, find_listener
+from async_delta_inference.transport.mailbox import Filtered, MailboxSession
+from async_delta_inference.transport.messages import ActionChunk, Observation, SessionSpec
+
+__all__ = ["InprocTransport"]
+
+
+class InprocTransport(Transport):
+    """``inproc://name``: a server in this process.
+
+    An observation of the caller's own is copied once, since the caller may use its arrays again; a loaned one is handed
+    over as it is. A chunk is copied once, since the policy may use its array again.
+    """
+
+    def __init__(self, address: str, options: TransportOptions | None = None) -> None:
+        super().__init__(address, options)
+        self._listener: InprocListener | None = None
+        self._session: MailboxSession | None = None
+
+    def _connect(self, spec: SessionSpec) -> str:
+        self._listener = find_listener(self.address, self.options.connect_timeout_s)
+        self._session = session = self._listener.admit(spec)
+        needs = session.wait_until_open(self.options.setup_timeout_s)
+        if self._closed.is_set():
+            raise TransportClosed("the transport was closed while it connected")
+        if needs is None:
+            raise TransportTimeout(
+                f"the server at inproc://{self.address} did not load the policy within "
+                f"{self.options.setup_timeout_s:g} s"
+            )
+        return needs.description
+
+    def _send(self, observation: Observation) -> None:
+        assert self._session is not None
+        sent = observation.copy() if observation.loan is None else _handed_over(observation)
+        if stages.recorder is not None:
+            stages.recorder.mark(stages.ENCODE, observation.timestep)
+        sent.state.setflags(write=False)
+        for image in sent.images.values():
+            image.setflags(write=False)
+        self._session.post(sent)
+
+    def _receive(self, timeout_s: float) -> ActionChunk | None:
+        assert self._session is not None
+        if self._closed.is_set():
+            return None
+        reply = self._session.next_reply(timeout_s)
+        if isinstance(reply, PolicyError):
+            raise reply
+        if isinstance(reply, Filtered):
+            self._note_answer(reply.timestep)
+            return None
+        return reply
+
+    def _close(self) -> None:
+        if self._session is not None and self._listener is not None:
+            self._session.end("the client closed it")
+            self._listener.host.leave(self._session)
+
+
+def _handed_over(observation: Observation) -> Observation:
+    """Another observation with the same arrays: the caller keeps the first, and may change its scalars."""
+    return Observation(
+        images=dict(observation.images),
+        state=observation.state,
+        timestep=observation.timestep,
+        task=observation.task,
+        must_go=observation.must_go,
+        episode=observation.episode,
+        timestamp_s=observation.timestamp_s,
+    )
