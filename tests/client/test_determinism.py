@@ -23,7 +23,7 @@ from shm_peer import serve_policy_host
 from async_delta_inference.client import RunObserver, SimClient, SimClientConfig
 from async_delta_inference.client.environments.libero import LiberoEnvironment
 from async_delta_inference.client.environments.registry import make_environments
-from async_delta_inference.transport.shm.rendezvous import FOLDER_VARIABLE
+from async_delta_inference.transport.shm.shared.rendezvous import FOLDER_VARIABLE
 
 DELAY = 3
 

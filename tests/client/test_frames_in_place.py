@@ -17,7 +17,7 @@ from async_delta_inference.client.environments.construction import LeRobotTask
 from async_delta_inference.client.environments.lerobot_env import LeRobotEnvironment
 from async_delta_inference.transport import Observation, SessionSpec, Transport, open_transport
 from async_delta_inference.transport.shm.endpoint import ShmEndpoint
-from async_delta_inference.transport.shm.rendezvous import FOLDER_VARIABLE
+from async_delta_inference.transport.shm.shared.rendezvous import FOLDER_VARIABLE
 
 
 class LiberoLayout(gymnasium.Env[Any, Any]):

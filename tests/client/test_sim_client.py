@@ -169,7 +169,7 @@ def test_inference_that_fails_on_the_server_is_an_error_here(
     """PolicyServer answers empty, as for "no observation yet": a client of upstream's would wait for ever."""
     from stub_environment import StubEnvironment
 
-    monkeypatch.setattr("async_delta_inference.client.sim_client.check_checkpoint", lambda *arguments: None)
+    monkeypatch.setattr("async_delta_inference.client.run.session_spec.check_checkpoint", lambda *arguments: None)
     client = SimClient(config(pusht_checkpoint, policy_server, tmp_path), environments=[StubEnvironment()])
     with pytest.raises(PolicyError, match="inference failed"):
         client.run()

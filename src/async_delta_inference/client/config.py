@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from async_delta_inference.client.control.aggregation import aggregate_function
+from async_delta_inference.client.control.options import ControlOptions
 from async_delta_inference.errors import ConfigError, InvalidMessageError
 from async_delta_inference.transport import TransportOptions, known_schemes
 from async_delta_inference.transport.addresses import is_loopback
@@ -195,7 +196,7 @@ class SimClientConfig:
 
     @property
     def uri(self) -> str | None:
-        """Of the server to connect to, or None for one of its own."""
+        """Where to connect to, or None for a server of its own."""
         if self.server_address is None or "://" in self.server_address:
             return self.server_address
         return f"{self.transport}://{self.server_address}"
@@ -220,6 +221,28 @@ class SimClientConfig:
             )
         except InvalidMessageError as exc:
             raise ConfigError(f"--{exc}") from exc
+
+    def control_options(self) -> ControlOptions:
+        """What the control loop needs to know of all this."""
+        return ControlOptions(
+            seed=self.seed,
+            chunk_size_threshold=self.chunk_size_threshold,
+            must_go=self.must_go,
+            one_request_in_flight=self.one_request_in_flight,
+            on_starvation=self.on_starvation,
+            render=self.render,
+            client_device=self.client_device,
+            patience_s=self._patience_s(),
+        )
+
+    def _patience_s(self) -> float:
+        """How old a request may get: answered in time, after the server came back and was set up again where it may.
+
+        Transports keep each of these deadlines; this is for one that does not.
+        """
+        if self.uri is None or not self.reconnect_timeout_s:
+            return self.inference_timeout_s
+        return self.reconnect_timeout_s + self.setup_timeout_s + self.inference_timeout_s
 
 
 def _require(condition: bool, message: str) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from async_delta_inference.client.config import SimClientConfig
 from async_delta_inference.client.record.delays import DELAYS_NAME, write_recorded_delays
-from async_delta_inference.client.record.eval_info import write_eval_info
+from async_delta_inference.client.record.eval_info import VideoOf, write_eval_info
 from async_delta_inference.client.record.observers import RunObserver
 from async_delta_inference.client.record.results import EvaluationResult
 from async_delta_inference.client.record.trajectories import TrajectoryWriter
@@ -17,9 +17,8 @@ __all__ = ["configured_observers"]
 
 def configured_observers(config: SimClientConfig, output_dir: Path) -> list[RunObserver]:
     """The observers that a configuration asks for."""
-    observers: list[RunObserver] = []
-    if config.n_videos:
-        observers.append(VideoRecorder(output_dir / "videos", config.n_videos))
+    videos = VideoRecorder(output_dir / "videos", config.n_videos)
+    observers: list[RunObserver] = [videos]
     if config.save_trajectories:
         observers.append(TrajectoryWriter(output_dir / "trajectories"))
     if config.progress:
@@ -28,15 +27,16 @@ def configured_observers(config: SimClientConfig, output_dir: Path) -> list[RunO
         from async_delta_inference.client.view.progress import ProgressBar
 
         observers.append(ProgressBar(Console(stderr=True)))
-    observers.append(_RunFiles(output_dir, config.debug_visualize_queue_size, config.plot_latency))
+    observers.append(_RunFiles(output_dir, videos.path_of, config.debug_visualize_queue_size, config.plot_latency))
     return observers
 
 
 class _RunFiles(RunObserver):
     """Also when the run was interrupted or failed: the episodes that were completed are not lost."""
 
-    def __init__(self, folder: Path, queue_plot: bool, latency_plot: bool) -> None:
+    def __init__(self, folder: Path, video_of: VideoOf, queue_plot: bool, latency_plot: bool) -> None:
         self._folder = folder
+        self._video_of = video_of
         self._queue_plot = queue_plot
         self._latency_plot = latency_plot
 
@@ -44,7 +44,7 @@ class _RunFiles(RunObserver):
         if not result.episodes:
             return
         self._folder.mkdir(parents=True, exist_ok=True)
-        write_eval_info(self._folder / "eval_info.json", result)
+        write_eval_info(self._folder / "eval_info.json", result, self._video_of)
         write_recorded_delays(self._folder / DELAYS_NAME, result)
         if self._queue_plot:
             from async_delta_inference.client.view.queue_plot import write_queue_plot

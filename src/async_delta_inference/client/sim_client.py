@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import threading
 import time
 from collections.abc import Iterable, Sequence
@@ -14,26 +13,26 @@ from async_delta_inference.client.config import SimClientConfig
 from async_delta_inference.client.control.action_queue import ActionQueue
 from async_delta_inference.client.control.aggregation import aggregate_function
 from async_delta_inference.client.control.chunk_source import ChunkSource
-from async_delta_inference.client.control.clock import Clock, RealtimeClock, SimulatedClock
-from async_delta_inference.client.control.loop import ControlLoop, check_device
+from async_delta_inference.client.control.clock import Clock
+from async_delta_inference.client.control.device import check_device
+from async_delta_inference.client.control.loop import ControlLoop
 from async_delta_inference.client.environments.base import Environment
 from async_delta_inference.client.environments.registry import make_environments
-from async_delta_inference.client.record.delays import delay_in_steps, read_recorded_delays
+from async_delta_inference.client.record.delays import read_recorded_delays
 from async_delta_inference.client.record.observers import Observers, RunObserver
 from async_delta_inference.client.record.output_folder import default_output_dir, make_output_dir
 from async_delta_inference.client.record.results import EvaluationResult
 from async_delta_inference.client.record.stage_trace_file import StageTraceFile
 from async_delta_inference.client.reporting import configured_observers
-from async_delta_inference.client.run.checkpoint import check_checkpoint, local_checkpoint
+from async_delta_inference.client.run.calibration import measure_inference_delay
+from async_delta_inference.client.run.checkpoint import local_checkpoint
+from async_delta_inference.client.run.clocks import make_clock
 from async_delta_inference.client.run.embedded_server import EmbeddedServer
-from async_delta_inference.errors import ConfigError, FeatureMismatchError, TransportTimeout
-from async_delta_inference.transport import SessionSpec, Transport, open_transport
+from async_delta_inference.client.run.session_spec import session_spec
+from async_delta_inference.errors import ConfigError
+from async_delta_inference.transport import Transport, open_transport
 
 __all__ = ["SimClient"]
-
-_CALIBRATION_CHUNKS = 5
-_CALIBRATION_EPISODE = 2**32
-"""None of the run's, so that the server resets the policy before the first of those."""
 
 
 class SimClient:
@@ -71,10 +70,10 @@ class SimClient:
         self._environments = None if environments is None else list(environments)
         self._observer = Observers([*configured_observers(config, self.output_dir), *observers])
         self._server: EmbeddedServer | None = None
-        self._trace: StageTraceFile | None = None
+        self._stage_trace: StageTraceFile | None = None
         self._transport: Transport | None = None
         self._source: ChunkSource | None = None
-        self._replayed_delays: tuple[int, ...] = ()
+        self._recorded_delays: tuple[int, ...] = ()
         self._started = False
         self._source_exists = threading.Event()
         self._stopped = threading.Event()
@@ -116,23 +115,23 @@ class SimClient:
         config = self.config
         # What may be missing first: a server and simulators take a minute to start.
         if config.inference_delay_trace is not None:
-            self._replayed_delays = read_recorded_delays(config.inference_delay_trace)
+            self._recorded_delays = read_recorded_delays(config.inference_delay_trace)
         checkpoint = local_checkpoint(config.pretrained_name_or_path, shares_files=config.shares_files)
         check_device(config.client_device)
         make_output_dir(self.output_dir)
         if config.uri is not None:
             self._transport = open_transport(config.uri, config.transport_options())
         if config.trace is not None:
-            self._trace = StageTraceFile(config.trace)
+            self._stage_trace = StageTraceFile(config.trace)
         if config.uri is None:
             # First, since it loads for as long as the environments do.
             fps = config.fps or getattr(config.env, "fps", None) or 30
             assert config.transport is not None  # resolved by the configuration
-            trace = None if self._trace is None else self._trace.server_path
+            trace = None if self._stage_trace is None else self._stage_trace.server_path
             self._server = EmbeddedServer(config.transport, float(fps), self.output_dir / "server.log", trace)
         if self._environments is None:
             self._environments = make_environments(config.env)
-        spec = self._policy_spec(checkpoint)
+        spec = session_spec(config, self._started_environments(), checkpoint)
         if self._server is not None:
             # A child that died does not come back.
             options = replace(config.transport_options(), reconnect_timeout_s=0.0)
@@ -170,9 +169,16 @@ class SimClient:
         self._looping = True
         self._observer.run_started(environments, self.config.n_episodes)
         try:
-            clock = self._make_clock(queue)
+            clock = self._make_clock(self._transport, self._source, queue)
+            self.result.inference_delay_steps = clock.delays
             loop = ControlLoop(
-                self.config, self._transport, self._source, clock, queue, self._observer, lambda: self.running
+                self.config.control_options(),
+                self._transport,
+                self._source,
+                clock,
+                queue,
+                self._observer,
+                lambda: self.running,
             )
             for environment in environments:
                 self._run_task(loop, environment, task or self.config.task)
@@ -196,8 +202,8 @@ class SimClient:
         self._stopped.set()
         # Each of them, in the reverse of this order, also when one before it failed.
         with ExitStack() as stack:
-            if self._trace is not None:
-                stack.callback(self._trace.finish)
+            if self._stage_trace is not None:
+                stack.callback(self._stage_trace.finish)
             if self._server is not None:
                 stack.callback(self._server.stop)
             if not self._looping:
@@ -230,61 +236,9 @@ class SimClient:
             raise ConfigError("call start() first")
         return self._environments
 
-    def _policy_spec(self, checkpoint: Path | None) -> SessionSpec:
-        first, *others = self._started_environments()
-        for other in others:
-            if (other.features, other.action_dim) != (first.features, first.action_dim):
-                raise FeatureMismatchError(
-                    f"{first.task_group}/{first.task_id} and {other.task_group}/{other.task_id} observe or act "
-                    "differently: evaluate them in runs of their own"
-                )
-        if checkpoint is not None:
-            check_checkpoint(checkpoint, self.config.policy_type, first.features, first.action_dim)
-        return SessionSpec(
-            policy_type=self.config.policy_type,
-            # A path of this machine's is made absolute for a server with another working directory.
-            pretrained_name_or_path=str(
-                checkpoint if checkpoint and self.config.shares_files else self.config.pretrained_name_or_path
-            ),
-            actions_per_chunk=self.config.actions_per_chunk,
-            features=first.features,
-            action_dim=first.action_dim,
-            device=self.config.policy_device,
-        )
+    def _make_clock(self, transport: Transport, source: ChunkSource, queue: ActionQueue) -> Clock:
+        def measure_delay() -> int:
+            task = self.config.task or self._started_environments()[0].task_description
+            return measure_inference_delay(transport, source, queue, task, self.fps, self.config.inference_timeout_s)
 
-    def _make_clock(self, queue: ActionQueue) -> Clock:
-        config = self.config
-        if config.clock == "realtime":
-            return RealtimeClock(self.fps)
-        if config.inference_delay_trace is not None:
-            delays = self._replayed_delays
-        elif config.inference_delay_s is not None:
-            delays = (delay_in_steps(config.inference_delay_s, self.fps),)
-        elif config.inference_delay == "auto":
-            delays = (self._calibrate(queue),)
-        else:
-            delays = (int(config.inference_delay or 0),)
-        self.result.inference_delay_steps = delays
-        return SimulatedClock(delays)
-
-    def _calibrate(self, queue: ActionQueue) -> int:
-        """Inference delay of this machine in steps, from blank observations: the environments are not touched."""
-        assert self._transport is not None
-        assert self._source is not None
-        latencies_s = []
-        for _ in range(1 + _CALIBRATION_CHUNKS):
-            started_s = time.perf_counter()
-            observation = self._transport.loan_observation()
-            observation.state[:] = 0
-            for image in observation.images.values():
-                image[:] = 128
-            observation.timestep = queue.next_timestep
-            observation.episode = _CALIBRATION_EPISODE
-            observation.task = self.config.task or self._started_environments()[0].task_description
-            self._transport.send_observation(observation)
-            if self._source.next_chunk(self.config.inference_timeout_s) is None:
-                raise TransportTimeout(f"no answer within {self.config.inference_timeout_s:g} s while calibrating")
-            latencies_s.append(time.perf_counter() - started_s)
-            queue.skip()
-        # The first one warms the policy up.
-        return max(1, delay_in_steps(statistics.median(latencies_s[1:]), self.fps))
+        return make_clock(self.config, self.fps, self._recorded_delays, measure_delay)

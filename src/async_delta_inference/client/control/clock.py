@@ -21,6 +21,8 @@ class Clock(ABC):
     """One per run."""
 
     name: ClassVar[str]
+    delays: tuple[int, ...] = ()
+    """Inference delays in steps that it prescribes; none: a delay is what it is."""
 
     @abstractmethod
     def due_step(self, step: int) -> int | None:
@@ -81,10 +83,10 @@ class SimulatedClock(Clock):
     def __init__(self, delays: Sequence[int]) -> None:
         if not delays or min(delays) < 0:
             raise ConfigError(f"inference delays must be 0 or more steps, got {list(delays)}")
-        self._delays = tuple(delays)
+        self.delays = tuple(delays)
         self._requests = 0
 
     def due_step(self, step: int) -> int | None:  # noqa: D102
-        delay = self._delays[self._requests % len(self._delays)]
+        delay = self.delays[self._requests % len(self.delays)]
         self._requests += 1
         return step + delay

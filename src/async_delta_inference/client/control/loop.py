@@ -9,23 +9,23 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from async_delta_inference import stages
-from async_delta_inference.client.config import SimClientConfig
 from async_delta_inference.client.control.action_queue import ActionQueue
 from async_delta_inference.client.control.chunk_source import ChunkSource
 from async_delta_inference.client.control.clock import Clock
+from async_delta_inference.client.control.device import device_converter
+from async_delta_inference.client.control.options import ControlOptions
 from async_delta_inference.client.environments.base import Environment
 from async_delta_inference.client.record.observers import RunObserver
 from async_delta_inference.client.record.results import ChunkRecord, EpisodeResult
-from async_delta_inference.errors import ConfigError, TransportTimeout
+from async_delta_inference.errors import TransportTimeout
 from async_delta_inference.transport import ActionChunk, Transport
 
-__all__ = ["ControlLoop", "check_device"]
+__all__ = ["ControlLoop"]
 
 _SLICE_S = 0.5
 """How long one wait for a chunk takes before the loop looks whether it was stopped."""
@@ -46,18 +46,18 @@ class ControlLoop:
     """Runs episodes over one session.
 
     Args:
-        config: Flags.
+        options: The same for every episode.
         transport: Connected.
         source: Chunks of that transport.
         clock: Decides when a chunk takes effect.
-        queue: Of this session.
+        queue: Empty; holds the actions of the whole session, episode after episode.
         observer: Told of every step.
         running: False when the run should stop.
     """
 
     def __init__(
         self,
-        config: SimClientConfig,
+        options: ControlOptions,
         transport: Transport,
         source: ChunkSource,
         clock: Clock,
@@ -65,15 +65,14 @@ class ControlLoop:
         observer: RunObserver,
         running: Callable[[], bool],
     ) -> None:
-        self._config = config
+        self._options = options
         self._transport = transport
         self._source = source
         self._clock = clock
         self._queue = queue
         self._observer = observer
         self._running = running
-        self._to_device = _device_converter(config.client_device)
-        self._patience_s = _patience_s(config)
+        self._to_device = device_converter(options.client_device)
         self._session_episode = -1
         self._first_timestep = 0
         self._request: _Request | None = None
@@ -95,20 +94,20 @@ class ControlLoop:
             EpisodeError: The simulator failed.
             TransportError: The server failed, or did not answer in time.
         """
-        config, queue = self._config, self._queue
+        options, queue = self._options, self._queue
         queue.start_episode()
         self._session_episode += 1
         self._first_timestep = queue.next_timestep
         self._request = None
         self._captured_ns.clear()
-        seed = config.seed + episode
+        seed = options.seed + episode
         started_s = time.perf_counter()
         environment.reset(seed, render=True)
         reset_s = time.perf_counter() - started_s
         self._result = EpisodeResult(
             environment.task_group, environment.task_id, episode, seed, environment.init_state_id, reset_s=reset_s
         )
-        if config.on_starvation == "hold":
+        if options.on_starvation == "hold":
             environment.hold_action()  # Where nobody said how it holds, a run must end here and not at its first stall.
         self._observer.episode_started(environment, episode)
         instruction = task or environment.task_description
@@ -129,7 +128,7 @@ class ControlLoop:
             action = self._next_action(environment)
             steps.states.append(environment.state())
             steps.actions.append(action)
-            frame = config.render == "always" or self._will_want_frame(step + 1)
+            frame = options.render == "always" or self._will_want_frame(step + 1)
             outcome = environment.step(self._to_device(action), render=frame)
             steps.rewards.append(outcome.reward)
             self._result.success |= outcome.success
@@ -146,9 +145,9 @@ class ControlLoop:
     # Asking for chunks.
 
     def _wants_request(self) -> bool:
-        if not self._queue.wants_observation(self._config.chunk_size_threshold):
+        if not self._queue.wants_observation(self._options.chunk_size_threshold):
             return False
-        if self._request is None or not self._config.one_request_in_flight:
+        if self._request is None or not self._options.one_request_in_flight:
             return True
         # The server may have filtered an observation that it did not have to answer: an empty queue asks again.
         return not self._request.must_go and not len(self._queue)
@@ -160,7 +159,7 @@ class ControlLoop:
             environment.write_observation(observation)
             observation.timestep = self._queue.next_timestep
             observation.task = instruction
-            observation.must_go = self._config.must_go == "always" or not len(self._queue)
+            observation.must_go = self._options.must_go == "always" or not len(self._queue)
             observation.episode = self._session_episode
             observation.timestamp_s = time.time()
             if (recorder := stages.recorder) is not None:
@@ -181,13 +180,13 @@ class ControlLoop:
 
         Never wrongly False for a chunk of the usual length; a frame that is missing after all costs one step of hold.
         """
-        threshold = self._config.chunk_size_threshold
+        threshold = self._options.chunk_size_threshold
         request = self._request
-        free_to_ask = request is None or not self._config.one_request_in_flight
+        free_to_ask = request is None or not self._options.one_request_in_flight
         if free_to_ask or (request is not None and not request.must_go and not len(self._queue)):
             return self._queue.wants_observation(threshold)
         assert request is not None
-        stands_still = self._config.on_starvation == "wait" and not len(self._queue)
+        stands_still = self._options.on_starvation == "wait" and not len(self._queue)
         if request.due_step is not None and request.due_step > step and not stands_still:
             return False
         # The answer may be merged by then; what it leaves in the queue decides.
@@ -213,7 +212,7 @@ class ControlLoop:
         """No action is queued: count it, and wait where the simulator is to stand still."""
         self._result.starved_steps += step > 0
         request = self._request
-        if self._config.on_starvation == "wait":
+        if self._options.on_starvation == "wait":
             while request is not None and not len(self._queue) and self._running():
                 self._wait_for_answer(request, step)
                 request = self._request
@@ -228,9 +227,9 @@ class ControlLoop:
 
     def _check_age(self, request: _Request) -> None:
         age_s = (time.monotonic_ns() - request.captured_ns) * 1e-9
-        if age_s > self._patience_s:
+        if age_s > self._options.patience_s:
             raise TransportTimeout(
-                f"the server did not answer timestep {request.timestep} within {self._patience_s:g} s: "
+                f"the server did not answer timestep {request.timestep} within {self._options.patience_s:g} s: "
                 "is its inference slow? Raise --inference_timeout_s, or look into its log"
             )
 
@@ -288,39 +287,3 @@ class _StepLog:
         result.states = np.stack(self.states)
         result.rewards = np.array(self.rewards)
         result.queue_sizes = np.array(self.queue_sizes[: len(self.rewards)], np.int32)
-
-
-def _patience_s(config: SimClientConfig) -> float:
-    """How old a request may get: answered in time, after the server came back and was set up again where it may.
-
-    Transports keep each of these deadlines; this is for one that does not.
-    """
-    if config.uri is None or not config.reconnect_timeout_s:
-        return config.inference_timeout_s
-    return config.reconnect_timeout_s + config.setup_timeout_s + config.inference_timeout_s
-
-
-def check_device(client_device: str) -> None:
-    """Refuse a device that this machine does not have.
-
-    Raises:
-        ConfigError: Torch has no such device here; its reason.
-    """
-    if client_device == "cpu":
-        return
-    import torch
-
-    try:
-        torch.empty(1, device=client_device)
-    # Which error it raises depends on the kind of device: RuntimeError, AssertionError, NotImplementedError.
-    except Exception as exc:
-        raise ConfigError(f"--client_device={client_device} cannot be used: {exc}") from exc
-
-
-def _device_converter(client_device: str) -> Callable[[NDArray[np.float32]], Any]:
-    """From an action to what the environment is given: itself, or a torch tensor on another device."""
-    if client_device == "cpu":
-        return lambda action: action
-    import torch
-
-    return lambda action: torch.from_numpy(action.copy()).to(client_device)

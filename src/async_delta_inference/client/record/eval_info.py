@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from async_delta_inference.client.record.results import EpisodeResult, EvaluationResult
 from async_delta_inference.client.record.statistics import async_figures, mean
 
-__all__ = ["eval_info", "write_eval_info"]
+__all__ = ["VideoOf", "eval_info", "write_eval_info"]
+
+VideoOf = Callable[[EpisodeResult], Path | None]
+"""From an episode to its video; None where it has none."""
 
 
-def eval_info(result: EvaluationResult) -> dict[str, Any]:
-    """The run in lerobot-eval's schema, with ``async`` figures beside each of its aggregates."""
+def _no_video(episode: EpisodeResult) -> Path | None:
+    return None
+
+
+def eval_info(result: EvaluationResult, video_of: VideoOf = _no_video) -> dict[str, Any]:
+    """The run in lerobot-eval's schema, with ``async`` figures beside each of its aggregates.
+
+    Args:
+        result: What the run found out.
+        video_of: Where an episode's video is.
+    """
     per_task = [
         {
             "task_group": group,
@@ -23,7 +35,7 @@ def eval_info(result: EvaluationResult) -> dict[str, Any]:
                 "sum_rewards": [e.sum_reward for e in episodes],
                 "max_rewards": [e.max_reward for e in episodes],
                 "successes": [e.success for e in episodes],
-                "video_paths": _videos(episodes),
+                "video_paths": _videos(episodes, video_of),
                 "predicted_video_paths": [],
             },
             "async": async_figures(episodes),
@@ -31,29 +43,29 @@ def eval_info(result: EvaluationResult) -> dict[str, Any]:
         for (group, task_id), episodes in result.by_task().items()
     ]
     groups = dict.fromkeys(e.task_group for e in result.episodes)
-    per_group = {group: _aggregate([e for e in result.episodes if e.task_group == group]) for group in groups}
-    overall = _aggregate(result.episodes)
+    per_group = {group: _aggregate([e for e in result.episodes if e.task_group == group], video_of) for group in groups}
+    overall = _aggregate(result.episodes, video_of)
     overall["eval_s"] = result.eval_s
     overall["eval_ep_s"] = result.eval_s / max(1, len(result.episodes))
     overall["async"] = async_figures(result.episodes) | {"inference_delay_steps": list(result.inference_delay_steps)}
     return {"per_task": per_task, "per_group": per_group, "overall": overall}
 
 
-def write_eval_info(path: Path, result: EvaluationResult) -> None:
+def write_eval_info(path: Path, result: EvaluationResult, video_of: VideoOf = _no_video) -> None:
     """Write `eval_info` as JSON."""
-    path.write_text(json.dumps(eval_info(result), indent=2) + "\n")
+    path.write_text(json.dumps(eval_info(result, video_of), indent=2) + "\n")
 
 
-def _aggregate(episodes: Sequence[EpisodeResult]) -> dict[str, Any]:
+def _aggregate(episodes: Sequence[EpisodeResult], video_of: VideoOf) -> dict[str, Any]:
     return {
         "avg_sum_reward": mean([e.sum_reward for e in episodes]),
         "avg_max_reward": mean([e.max_reward for e in episodes]),
         "pc_success": 100 * mean([e.success for e in episodes]),
         "n_episodes": len(episodes),
-        "video_paths": _videos(episodes),
+        "video_paths": _videos(episodes, video_of),
         "predicted_video_paths": [],
     }
 
 
-def _videos(episodes: Iterable[EpisodeResult]) -> list[str]:
-    return [str(episode.video_path) for episode in episodes if episode.video_path is not None]
+def _videos(episodes: Iterable[EpisodeResult], video_of: VideoOf) -> list[str]:
+    return [str(path) for path in map(video_of, episodes) if path is not None]

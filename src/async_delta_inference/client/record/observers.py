@@ -1,4 +1,4 @@
-"""`RunObserver`: what wants to know how a run goes (progress bar, videos, trajectories) without being in its way."""
+"""`RunObserver`: what wants to know how a run goes (progress bar, videos, trajectories) and changes nothing in it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class RunObserver:
         """A step was taken."""
 
     def episode_ended(self, environment: Environment, result: EpisodeResult) -> None:
-        """An episode is complete; may set ``result.video_path``."""
+        """An episode is complete."""
 
     def run_ended(self, result: EvaluationResult) -> None:
         """The run ended: completed, stopped or failed."""

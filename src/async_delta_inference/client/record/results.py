@@ -1,9 +1,8 @@
-"""What a run found out: one record an episode, and the statistics over them."""
+"""What a run found out: plain values, one record an episode and one a chunk."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,13 +15,13 @@ class ChunkRecord:
     """One chunk that took effect.
 
     Args:
-        requested_step: Of the episode, before which its observation was taken.
-        merged_step: Before which it took effect; the difference is its delay in steps.
+        requested_step: Step of the episode before which its observation was taken.
+        merged_step: Step before which it took effect; the difference is its delay in steps.
         length: Number of its actions.
-        stale: Of them, how many were dropped since their steps had passed.
-        aggregated: How many met a queued action.
+        stale: Number of its actions that were dropped since their steps had passed.
+        aggregated: Number of its actions that met a queued one.
         queued: Actions that were still queued when it took effect: more than 0 is what asynchronous means.
-        latency_s: From the capture of its observation to its arrival at the client.
+        latency_s: Seconds from the capture of its observation to its arrival at the client.
     """
 
     requested_step: int
@@ -42,13 +41,13 @@ class EpisodeResult:
         task_group: Suite or family.
         task_id: Index within it.
         episode: Index within the task.
-        seed: The environment was reset with, or None.
+        seed: What the environment was reset with, or None.
         init_state_id: Recorded initial state, or None.
         success: Whether any step counted as solved.
         actions: float32 (T, A), as executed.
         rewards: float64 (T,).
         states: float32 (T, S), before each action.
-        chunks: That took effect, in order.
+        chunks: Those that took effect, in order.
         starved_steps: Steps at whose beginning no action was queued.
         late_chunks: Answers for an episode that had ended, dropped.
         open_delay_steps: Delay in steps of a request that was still open when the episode ended: exact in the simulated
@@ -56,7 +55,6 @@ class EpisodeResult:
         stepping_s: Wall time from the end of the reset to the end of the last step.
         reset_s: Wall time of the reset.
         queue_sizes: int32 (T,), queued actions at the beginning of each step.
-        video_path: Of its video, if one was written.
     """
 
     task_group: str
@@ -75,7 +73,6 @@ class EpisodeResult:
     stepping_s: float = 0.0
     reset_s: float = 0.0
     queue_sizes: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
-    video_path: Path | None = None
 
     @property
     def length(self) -> int:
@@ -127,5 +124,5 @@ class EvaluationResult:
         return tasks
 
     def latencies_s(self) -> NDArray[np.float64]:
-        """Of every chunk that took effect, in order."""
+        """The latency of every chunk that took effect, in order."""
         return np.array([chunk.latency_s for episode in self.episodes for chunk in episode.chunks])

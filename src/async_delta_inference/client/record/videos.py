@@ -29,7 +29,7 @@ class VideoRecorder(RunObserver):
         self._frames: list[NDArray[np.uint8]] = []
 
     def episode_started(self, environment: Environment, episode: int) -> None:  # noqa: D102
-        self._recording = episode < self._n_videos
+        self._recording = self._records(episode)
         self._frames = [environment.video_frame()] if self._recording else []
 
     def stepped(self, environment: Environment, outcome: StepResult) -> None:  # noqa: D102
@@ -37,13 +37,21 @@ class VideoRecorder(RunObserver):
             self._frames.append(environment.video_frame())
 
     def episode_ended(self, environment: Environment, result: EpisodeResult) -> None:  # noqa: D102
-        if not self._recording:
+        path = self.path_of(result)
+        if path is None:
             return
         from lerobot.utils.io_utils import write_video
 
-        folder = self._folder / f"{result.task_group}_{result.task_id}"
-        folder.mkdir(parents=True, exist_ok=True)
-        outcome = "success" if result.success else "failure"
-        result.video_path = folder / f"eval_episode_{result.episode}_{outcome}.mp4"
-        write_video(str(result.video_path), np.stack(self._frames), round(environment.fps))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_video(str(path), np.stack(self._frames), round(environment.fps))
         self._frames = []
+
+    def path_of(self, result: EpisodeResult) -> Path | None:
+        """Where an episode's video is, once the episode has ended; None for one that is not recorded."""
+        if not self._records(result.episode):
+            return None
+        outcome = "success" if result.success else "failure"
+        return self._folder / f"{result.task_group}_{result.task_id}" / f"eval_episode_{result.episode}_{outcome}.mp4"
+
+    def _records(self, episode: int) -> bool:
+        return episode < self._n_videos
