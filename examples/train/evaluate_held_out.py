@@ -12,13 +12,14 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from evaluate_policy import BASE_SEED, wilson_interval
+from evaluate_policy import BASE_SEED
 from libero_setup import SUITE_NAME
 
 from async_delta_inference.client.config import SimClientConfig
 from async_delta_inference.client.environments.construction import build_tasks
 from async_delta_inference.client.environments.libero import LiberoEnvironment
 from async_delta_inference.client.environments.libero_setup import prepare_libero
+from async_delta_inference.client.record.statistics import success_interval
 from async_delta_inference.client.run.embedded_server import EmbeddedServer
 from async_delta_inference.client.sim_client import SimClient
 
@@ -84,15 +85,15 @@ def evaluate(
     )
     environment.start_at(args.first_init_state)
     result = SimClient(config, environments=[environment]).run()
-    n_successes = sum(episode.success for episode in result.episodes)
+    successes = [episode.success for episode in result.episodes]
     return {
         "task_id": args.task_id,
         "delay_steps": delay,
         "aggregate": aggregate,
         "on_starvation": args.on_starvation,
-        "n_successes": n_successes,
-        "n_episodes": len(result.episodes),
-        "interval": [round(bound, 3) for bound in wilson_interval(n_successes, len(result.episodes))],
+        "n_successes": sum(successes),
+        "n_episodes": len(successes),
+        "interval": [round(bound, 3) for bound in success_interval(successes)],
         "init_states": [episode.init_state_id for episode in result.episodes],
         "successes": [bool(episode.success) for episode in result.episodes],
         "lengths": [episode.length for episode in result.episodes],

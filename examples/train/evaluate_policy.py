@@ -11,7 +11,6 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from math import sqrt
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,8 @@ import torch
 from libero_setup import CameraGate, make_libero_env, to_policy_observation
 from numpy.typing import NDArray
 from torch import Tensor
+
+from async_delta_inference.client.record.statistics import success_interval
 
 BASE_SEED = 1000
 LIBERO_MAX_STEPS = 280
@@ -35,21 +36,6 @@ class EpisodeResult:
     is_success: bool
     n_steps: int
     duration_s: float
-
-
-def wilson_interval(n_successes: int, n_episodes: int, z: float = 1.96) -> tuple[float, float]:
-    """The Wilson score interval of a success rate, 95 % unless told otherwise.
-
-    Raises:
-        ValueError: if there are no episodes, or more successes than episodes.
-    """
-    if not 0 <= n_successes <= n_episodes or n_episodes == 0:
-        raise ValueError(f"{n_successes} successes of {n_episodes} episodes is no rate")
-    rate = n_successes / n_episodes
-    centre = rate + z * z / (2 * n_episodes)
-    margin = z * sqrt(rate * (1 - rate) / n_episodes + z * z / (4 * n_episodes**2))
-    scale = 1 + z * z / n_episodes
-    return max(0.0, (centre - margin) / scale), min(1.0, (centre + margin) / scale)
 
 
 class ChunkPolicy:
@@ -163,7 +149,7 @@ def main() -> None:
         results.append(run_libero_episode(env, gate, policy, init_state, args.execute_steps, breakage))
         print(results[-1], flush=True)
     n_successes = sum(result.is_success for result in results)
-    low, high = wilson_interval(n_successes, len(results))
+    low, high = success_interval([result.is_success for result in results])
     print(f"success {n_successes}/{len(results)}, 95 % interval {low:.2f} to {high:.2f}")
     if args.output:
         summary = {"n_successes": n_successes, "n_episodes": len(results), "interval": [low, high]}

@@ -93,18 +93,3 @@ def test_a_value_beyond_half_precision_is_refused() -> None:
     with pytest.raises(ValueError, match="weight"):
         to_half({"weight": torch.tensor([1e6])}, set())
     assert to_half({"running_var": torch.tensor([1e-9])}, {"running_var"})["running_var"] == 1e-9
-
-
-@pytest.mark.parametrize(("n_successes", "expected"), [(0, (0.0, 0.278)), (7, (0.397, 0.892)), (10, (0.722, 1.0))])
-def test_wilson_interval_of_ten_episodes(n_successes: int, expected: tuple[float, float]) -> None:
-    from evaluate_policy import wilson_interval
-
-    np.testing.assert_allclose(wilson_interval(n_successes, 10), expected, atol=1e-3)
-
-
-def test_wilson_interval_refuses_a_rate_that_is_none() -> None:
-    from evaluate_policy import wilson_interval
-
-    for n_successes, n_episodes in ((0, 0), (3, 2), (-1, 5)):
-        with pytest.raises(ValueError):
-            wilson_interval(n_successes, n_episodes)
