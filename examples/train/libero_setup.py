@@ -1,6 +1,6 @@
 """LeRobot's own `LiberoEnv`, so that a demonstration holds exactly what an evaluation sees, and its cameras' gate.
 
-The evaluation client has a faster gate, but hides the simulator, whose positions the expert needs.
+The evaluation client hides the simulator, whose positions the expert needs, and opens its gate by itself.
 """
 
 from __future__ import annotations
@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+
+from async_delta_inference.client.environments.frame_gate import FrameGate
+from async_delta_inference.client.environments.libero_cameras import gated_sensor
 
 if TYPE_CHECKING:
     from lerobot.envs.libero import LiberoEnv
@@ -64,36 +67,23 @@ def _with_batch_axis(tree: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-class CameraGate:
-    """Lets the cameras render only when wanted; in between they repeat their last image.
-
-    Rendering is nearly all of a LIBERO step. Wrapping the sensor keeps the observable's clock running, which
-    disabling and enabling the observable does not: its images then differ.
-    """
+class CameraGate(FrameGate):
+    """Lets the cameras of LeRobot's environment render only when wanted. Starts open."""
 
     def __init__(self, env: LiberoEnv) -> None:
-        """Gates the cameras of a built environment. The gate starts open."""
+        """Gates the cameras of a built environment, once attached."""
+        super().__init__()
         self.is_open = True
-        self._last: dict[str, np.ndarray] = {}
-        self._gated: set[int] = set()
         self._env = env
 
     def attach(self) -> None:
         """Wraps the cameras' sensors. Call again after a reset: a hard one builds new observables."""
         assert self._env._env is not None
         observables = self._env._env.env._observables
+        shape = (self._env.observation_height, self._env.observation_width, 3)
         for name in CAMERA_OBSERVABLES:
             observable = observables[name]
             if getattr(observable._sensor, "is_gated", False):
                 continue
-            observable._sensor = self._gate(name, observable._sensor)
-
-    def _gate(self, name: str, sensor: Any) -> Any:
-        def gated(obs_cache: dict[str, Any]) -> np.ndarray:
-            if self.is_open or name not in self._last:
-                self._last[name] = sensor(obs_cache)
-            return self._last[name]
-
-        gated.__modality__ = sensor.__modality__  # type: ignore[attr-defined]
-        gated.is_gated = True  # type: ignore[attr-defined]
-        return gated
+            observable._sensor = gated_sensor(self, name, observable._sensor, shape)
+            observable._sensor.is_gated = True

@@ -14,7 +14,11 @@ from hypothesis import given, settings
 from numpy.typing import NDArray
 
 from async_delta_inference.client.environments import headless, libero_setup
-from async_delta_inference.client.environments.libero_cameras import FrameGate, samples_in_next_steps
+from async_delta_inference.client.environments.libero_cameras import (
+    LiberoFrameGate,
+    gated_sensor,
+    samples_in_next_steps,
+)
 from async_delta_inference.errors import ConfigError, MissingExtraError
 
 
@@ -31,9 +35,9 @@ class Camera:
         return np.full((2, 2, 3), self.rendered, np.uint8)
 
 
-def gated() -> tuple[FrameGate, Camera, Any]:
-    gate, camera = FrameGate(), Camera()
-    return gate, camera, gate.guard("eye", camera, (2, 2, 3))
+def gated() -> tuple[LiberoFrameGate, Camera, Any]:
+    gate, camera = LiberoFrameGate(), Camera()
+    return gate, camera, gated_sensor(gate, "eye", camera, (2, 2, 3))
 
 
 def never() -> bool:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from async_delta_inference.client.environments.base import Environment
 from async_delta_inference.client.environments.construction import build_tasks, require_packages
+from async_delta_inference.client.environments.frame_gate import FrameGate
 from async_delta_inference.client.environments.headless import prepare_rendering
 from async_delta_inference.client.environments.lerobot_env import EnvironmentTraits, LeRobotEnvironment
 from async_delta_inference.client.environments.registry import register_environment
@@ -20,27 +21,25 @@ if TYPE_CHECKING:
 _JOINTS = ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate", "gripper")
 
 
-class _TopCamera:
+class _TopCamera(FrameGate):
     """Stands before dm_control's ``Physics.render``, which the task calls for three cameras at every observation.
 
     gym-aloha passes on the one called ``top`` and drops the others, so those are not rendered at all.
 
     Args:
-        physics: Of the simulator.
+        physics: The simulator's, in dm_control.
     """
 
     def __init__(self, physics: Any) -> None:
-        self.wanted = False
+        super().__init__()
         self._render = physics.render
-        self._last: NDArray[np.uint8] | None = None
         physics.render = self.render
 
     def render(self, *, height: int, width: int, camera_id: str) -> NDArray[np.uint8]:
-        if camera_id == "top" and self.wanted:
-            self._last = self._render(height=height, width=width, camera_id=camera_id)
-        if self._last is None or self._last.shape[:2] != (height, width):
-            self._last = np.zeros((height, width, 3), np.uint8)
-        return self._last
+        shape = (height, width, 3)
+        if camera_id != "top":
+            return np.zeros(shape, np.uint8)
+        return self.look(camera_id, shape, lambda: self._render(height=height, width=width, camera_id=camera_id))
 
 
 def _gate_of(env: Any) -> _TopCamera:
@@ -51,12 +50,11 @@ def _gate_of(env: Any) -> _TopCamera:
     """
     if not hasattr(getattr(env, "_env", None), "physics"):
         raise ConfigError("the installed gym-aloha keeps its simulator in a way unknown here: use gym-aloha 0.1")
-    gate = getattr(env._env.physics.render, "__self__", None)
-    return gate if isinstance(gate, _TopCamera) else _TopCamera(env._env.physics)
+    return _TopCamera.behind(env._env.physics.render) or _TopCamera(env._env.physics)
 
 
 def _want_frames(env: gymnasium.Env[Any, Any], wanted: bool) -> None:
-    _gate_of(env.unwrapped).wanted = wanted
+    _gate_of(env.unwrapped).is_open = wanted
 
 
 TRAITS = EnvironmentTraits(

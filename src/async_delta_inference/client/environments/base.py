@@ -23,7 +23,7 @@ class StepResult:
     """What one step gave.
 
     Args:
-        reward: Of this step.
+        reward: What this step earned.
         terminated: The task ended by itself.
         truncated: The simulator's own limit was hit; the limit `Environment.max_episode_steps` is the caller's to keep.
         success: The task counts as solved at this step.
@@ -61,7 +61,7 @@ class Environment(ABC):
         """Start an episode exactly as ``lerobot-eval`` would.
 
         Args:
-            seed: Of this episode.
+            seed: What the episode is drawn with; None: whatever the simulator likes.
             render: Whether the first observation's frames will be wanted.
 
         Raises:

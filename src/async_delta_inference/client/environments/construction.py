@@ -23,7 +23,7 @@ class LeRobotTask:
 
     Args:
         group: Suite or family.
-        index: Of the task within its group.
+        index: The task's number within its group.
         env: The gymnasium environment, built as for ``lerobot-eval`` with one environment per task.
         rebuild: Builds it once more.
         fps: Control steps per simulated second.

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from async_delta_inference.client.environments.base import Environment
 from async_delta_inference.client.environments.construction import LeRobotTask, build_tasks
 from async_delta_inference.client.environments.lerobot_env import EnvironmentTraits, LeRobotEnvironment
-from async_delta_inference.client.environments.libero_cameras import FrameGate
+from async_delta_inference.client.environments.libero_cameras import LiberoFrameGate
 from async_delta_inference.client.environments.libero_setup import prepare_libero
 from async_delta_inference.client.environments.libero_simulator import lean_simulators
 from async_delta_inference.client.environments.registry import register_environment
@@ -36,7 +36,7 @@ class LiberoEnvironment(LeRobotEnvironment):
         if missing := [name for name in _RELIED_ON if not hasattr(self._libero, name)]:
             raise ConfigError(f"the installed LeRobot's LiberoEnv lacks {', '.join(missing)}: use lerobot 0.6.1")
         self._rebuild = lambda: task.env
-        self._gate = FrameGate()
+        self._gate = LiberoFrameGate()
         self._init_state_id: int | None = None
 
     @property

@@ -1,8 +1,8 @@
-"""`FrameGate`: LIBERO's cameras render only when somebody will look.
+"""LIBERO's cameras behind a `FrameGate`, which is open while a frame is wanted.
 
-Rendering is 95 % of a LIBERO step. The gate wraps the *sensors* of the camera observables: closed, they return their
-last image. The observables' own timers keep running, so that an image that is rendered is the one that would have been
-rendered anyway; disabling and enabling an observable resets its timer and gives other images.
+Rendering is 95 % of a LIBERO step. The gate wraps the *sensors* of the camera observables, whose own timers keep
+running, so that an image that is rendered is the one that would have been rendered anyway; disabling and enabling an
+observable resets its timer and gives other images.
 """
 
 from __future__ import annotations
@@ -13,34 +13,29 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["FrameGate", "samples_in_next_steps"]
+from async_delta_inference.client.environments.frame_gate import FrameGate
+
+__all__ = ["LiberoFrameGate", "Sensor", "any_skips_second_step", "gated_sensor", "samples_in_next_steps"]
 
 Sensor = Callable[[dict[str, Any]], NDArray[np.uint8]]
 
 
-class FrameGate:
-    """Open while a frame is wanted. Shared by an environment and its simulator, which may be built anew under it."""
+class LiberoFrameGate(FrameGate):
+    """Opens where a frame is wanted. Shared by an environment and its simulator, which may be built anew under it."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._wanted = False
         self._settling_steps = 0
-        self._open = False
-        self._last: dict[str, NDArray[np.uint8]] = {}
-        self._stale: set[str] = set()
-
-    @property
-    def fresh(self) -> bool:
-        """Whether every camera's current image was rendered when the simulator sampled it."""
-        return bool(self._last) and not self._stale
 
     def expect_reset(self, wanted: bool, settling_steps: int) -> None:
         """A reset follows; of the steps in it that let the objects settle, only the last one's frames can be wanted."""
         self._wanted, self._settling_steps = wanted, settling_steps
-        self._open = wanted and settling_steps == 0
+        self.is_open = wanted and settling_steps == 0
 
     def expect_step(self, wanted: bool) -> None:
         """One step follows."""
-        self._wanted, self._settling_steps, self._open = wanted, 0, False
+        self._wanted, self._settling_steps, self.is_open = wanted, 0, False
 
     def begin_step(self, sampled_ahead: Callable[[], bool]) -> None:
         """The simulator begins a step.
@@ -50,28 +45,24 @@ class FrameGate:
                 this step are the ones seen after the next too, and are rendered in case those are wanted.
         """
         settling, self._settling_steps = self._settling_steps > 1, max(0, self._settling_steps - 1)
-        self._open = (self._wanted and not settling) or sampled_ahead()
+        self.is_open = (self._wanted and not settling) or sampled_ahead()
 
-    def guard(self, camera: str, sensor: Sensor, shape: tuple[int, int, int]) -> Sensor:
-        """The sensor behind the gate.
 
-        Args:
-            camera: Name of the observable.
-            sensor: What renders.
-            shape: Of the image, for the one that stands in before the first.
-        """
-        blank = np.zeros(shape, np.uint8)
+def gated_sensor(gate: FrameGate, camera: str, sensor: Sensor, shape: tuple[int, int, int]) -> Sensor:
+    """A robosuite camera's sensor behind a gate.
 
-        def guarded(obs_cache: dict[str, Any]) -> NDArray[np.uint8]:
-            if not self._open:
-                self._stale.add(camera)
-                return self._last.get(camera, blank)
-            self._last[camera] = image = sensor(obs_cache)
-            self._stale.discard(camera)
-            return image
+    Args:
+        gate: Shared by the cameras of a simulator.
+        camera: Name of the observable.
+        sensor: What renders.
+        shape: Height, width and channels of its image.
+    """
 
-        guarded.__modality__ = sensor.__modality__  # type: ignore[attr-defined]
-        return guarded
+    def gated(obs_cache: dict[str, Any]) -> NDArray[np.uint8]:
+        return gate.look(camera, shape, lambda: sensor(obs_cache))
+
+    gated.__modality__ = sensor.__modality__  # type: ignore[attr-defined]
+    return gated
 
 
 def samples_in_next_steps(observable: Any, timestep_s: float, substeps: int, steps: int) -> list[bool]:

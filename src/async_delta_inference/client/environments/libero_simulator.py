@@ -2,7 +2,7 @@
 
 A hard reset builds the same XML again, compiles it, uploads every mesh and texture to a new rendering context, and
 renders 28 images of which one pair is used. Here the compiled model and its rendering context are kept and put back
-into the state they were in after compilation, whenever the XML is the same; and frames go through a `FrameGate`.
+into the state they were in after compilation, whenever the XML is the same; and frames go through a `LiberoFrameGate`.
 
 This is the one place that relies on private methods of robosuite 1.4 and of LIBERO's problem classes.
 """
@@ -16,7 +16,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from async_delta_inference.client.environments.libero_cameras import FrameGate, any_skips_second_step
+from async_delta_inference.client.environments.libero_cameras import (
+    LiberoFrameGate,
+    any_skips_second_step,
+    gated_sensor,
+)
 from async_delta_inference.errors import ConfigError
 
 __all__ = ["CompiledModel", "lean_simulators"]
@@ -31,7 +35,7 @@ else:
 
 
 @contextmanager
-def lean_simulators(gate: FrameGate) -> Iterator[None]:
+def lean_simulators(gate: LiberoFrameGate) -> Iterator[None]:
     """Within it, whatever LIBERO builds is a `LeanSimulator` of the given gate.
 
     Raises:
@@ -81,7 +85,7 @@ def _mutable_arrays(model: Any) -> Iterator[tuple[str, NDArray[Any]]]:
 class LeanSimulator(_Domain):  # type: ignore[misc]
     """Goes before a LIBERO problem class."""
 
-    gate: FrameGate
+    gate: LiberoFrameGate
     sim: Any
     _compiled: CompiledModel | None = None
     _idle_sim: Any = None
@@ -106,7 +110,7 @@ class LeanSimulator(_Domain):  # type: ignore[misc]
     def _create_camera_sensors(self, cam_name: str, cam_w: int, cam_h: int, **kwargs: Any) -> Any:
         sensors, names = super()._create_camera_sensors(cam_name, cam_w=cam_w, cam_h=cam_h, **kwargs)
         return [
-            self.gate.guard(name, self._in_own_context(sensor), (cam_h, cam_w, 3))
+            gated_sensor(self.gate, name, self._in_own_context(sensor), (cam_h, cam_w, 3))
             for name, sensor in zip(names, sensors, strict=True)
         ], names
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from async_delta_inference.client.environments.base import Environment
 from async_delta_inference.client.environments.construction import build_tasks, require_packages
+from async_delta_inference.client.environments.frame_gate import FrameGate
 from async_delta_inference.client.environments.headless import prepare_rendering
 from async_delta_inference.client.environments.lerobot_env import EnvironmentTraits, LeRobotEnvironment
 from async_delta_inference.client.environments.registry import register_environment
@@ -38,14 +39,14 @@ class MetaworldEnvironment(LeRobotEnvironment):
 
     def _want_frames(self, wanted: bool, *, resetting: bool) -> None:
         assert self._gate is not None
-        self._gate.wanted, self._gate.saw_success = wanted, False
+        self._gate.is_open, self._gate.saw_success = wanted, False
 
     def _take(self, raw: Any, render: bool) -> None:
         assert self._gate is not None
         super()._take(raw, render or self._gate.saw_success)
 
 
-class _RenderGate:
+class _RenderGate(FrameGate):
     """Stands before the simulator's ``step`` and ``render``; renders once where a frame is wanted.
 
     LeRobot's ``step`` renders, and where the task is solved it resets at once, which renders again for nobody and loses
@@ -56,27 +57,29 @@ class _RenderGate:
     """
 
     def __init__(self, simulator: Any) -> None:
-        self.wanted = False
+        super().__init__()
         self.saw_success = False
         self._simulator = simulator
         self._step, self._render = simulator.step, simulator.render
-        self._last = np.zeros((simulator.height, simulator.width, 3), np.uint8)
         simulator.step, simulator.render = self.step, self.render
 
     def step(self, action: NDArray[np.float32]) -> Any:
         result = self._step(action)
         self.saw_success = bool(result[4].get("success", 0))
-        self.wanted = self.wanted or self.saw_success
+        self.is_open = self.is_open or self.saw_success
         return result
 
     def render(self) -> NDArray[np.uint8]:
-        if self.wanted:
-            self.wanted = False
-            # Another environment's context may be current.
-            if (viewer := self._simulator.mujoco_renderer.viewer) is not None:
-                viewer.make_context_current()
-            self._last = self._render()
-        return self._last
+        image = self.look("camera", (self._simulator.height, self._simulator.width, 3), self._render_in_own_context)
+        self.is_open = False
+        return image
+
+    def _render_in_own_context(self) -> NDArray[np.uint8]:
+        # Another environment's context may be current.
+        if (viewer := self._simulator.mujoco_renderer.viewer) is not None:
+            viewer.make_context_current()
+        image: NDArray[np.uint8] = self._render()
+        return image
 
 
 def _gate_of(env: Any) -> _RenderGate:
@@ -88,8 +91,7 @@ def _gate_of(env: Any) -> _RenderGate:
     if not hasattr(env, "_ensure_env") or not hasattr(env, "_env"):
         raise ConfigError("the installed LeRobot's MetaworldEnv builds its simulator in a way unknown here: use 0.6.1")
     env._ensure_env()
-    gate = getattr(env._env.render, "__self__", None)
-    return gate if isinstance(gate, _RenderGate) else _RenderGate(env._env)
+    return _RenderGate.behind(env._env.render) or _RenderGate(env._env)
 
 
 def _hold(state: NDArray[np.float32], last_action: NDArray[np.float32] | None) -> NDArray[np.float32]:

@@ -39,7 +39,7 @@ LIBERO_STATE_NAMES = (
     "gripper_qpos_left",
     "gripper_qpos_right",
 )
-"""Of the vector that `state_vector` builds from LIBERO's ``robot_state``: metres, radians, metres."""
+"""What the elements of `state_vector` are for LIBERO's ``robot_state``: metres, radians, metres."""
 
 
 def format_env_observation(observation: Mapping[str, Any], task: str = "") -> dict[str, Any]:
