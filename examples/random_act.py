@@ -35,7 +35,7 @@ def build_random_act(
         action_dim: Length A of its actions.
         image_size: Height and width of the policy's images, to which the server resizes; None: as observed.
         chunk_size: Actions per chunk.
-        seed: Of the weights.
+        seed: What the weights are drawn with.
         action_scale: Standard deviation of the actions, so that they move a robot without flinging it.
 
     Returns:
@@ -101,7 +101,7 @@ class RandomActConfig:
     chunk_size: int = 50
     """Actions per chunk."""
     seed: int = 0
-    """Of the weights."""
+    """What the weights are drawn with."""
 
 
 def main() -> None:

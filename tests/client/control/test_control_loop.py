@@ -574,7 +574,7 @@ def test_every_frame_is_rendered_when_asked_for(run: Run) -> None:
 
 
 def test_first_episodes_are_recorded_and_nothing_else_changes(run: Run) -> None:
-    """Of each task, named by task, episode and outcome; the frames that the policy is shown stay the same."""
+    """The first ones of each task, named by task, episode and outcome; the policy is shown the same frames as ever."""
     run.environments = [StubEnvironment(task_id=0), StubEnvironment(task_id=4, success_at=9)]
     client = run.client(n_videos=2, n_episodes=3)
     client.run()

@@ -41,7 +41,7 @@ class ActionQueue:
         self._aggregate = aggregate
         self._actions: NDArray[np.float32] = np.empty((0, action_dim), np.float32)
         self.next_timestep = 0
-        """Of the action to be executed next, queued or not."""
+        """The timestep of the action to be executed next, queued or not."""
         self.chunk_size = 0
         """Length of the longest chunk so far; 0 before the first."""
 
@@ -57,7 +57,7 @@ class ActionQueue:
 
         Args:
             chunk_size_threshold: In [0, 1].
-            length: Of the queue at the time in question; now if None.
+            length: How many actions will be queued at the time in question; None: as many as now.
         """
         queued = len(self) if length is None else length
         return queued <= 0 or (self.chunk_size > 0 and queued / self.chunk_size <= chunk_size_threshold)

@@ -20,7 +20,7 @@ class StageTraceFile:
     A server that was there before the run knows nothing of this: its own ``--trace`` records its part.
 
     Args:
-        path: Of the file to write.
+        path: The file to write.
 
     Raises:
         ConfigError: Its folder cannot be made.

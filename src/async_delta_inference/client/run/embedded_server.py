@@ -23,15 +23,15 @@ _EXIT_TIMEOUT_S = 5.0
 class EmbeddedServer:
     """``python -m async_delta_inference.server_adapter`` as a child.
 
-    Started by the constructor, so that it loads while the caller builds its simulator; `uri` waits for it. The child's
-    standard input is a pipe that nobody writes to: its end of file, which the kernel sends even when this process is
-    killed, ends the child.
+    Started by the constructor, so that it loads while the caller builds its simulator; `wait_until_ready` waits for it.
+    The child's standard input is a pipe that nobody writes to: its end of file, which the kernel sends even when this
+    process is killed, ends the child.
 
     Args:
         transport: Scheme to serve on.
         fps: Control steps per second, for the timestamps that PolicyServer computes.
-        log_path: Of the file that takes what the server prints.
-        trace: Of the file that takes its stages at its end; none: they are not recorded.
+        log_path: The file that takes what the server prints.
+        trace: The file that takes its stages when it ends; None: they are not recorded.
     """
 
     def __init__(self, transport: str, fps: float, log_path: Path, trace: Path | None = None) -> None:

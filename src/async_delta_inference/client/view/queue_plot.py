@@ -15,7 +15,7 @@ def write_queue_plot(path: Path, result: EvaluationResult) -> None:
     """Write a PNG; needs no display.
 
     Args:
-        path: Of the picture.
+        path: Where the picture goes.
         result: At least one episode.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
