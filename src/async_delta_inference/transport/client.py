@@ -103,12 +103,11 @@ class Transport(ABC):
         self._action_dim = 0
         self._longest_chunk = 0
         self._known_task = ""
-        # The deadline of an answer. The sender writes the first three, the receiver the others: no lock.
+        # The deadline of an answer. The sender writes the first two, the receiver the others: no lock.
         self._last_sent_timestep = -1
         self._due_timestep = -1
-        self._asked_s = 0.0
         self._answered_timestep = -1
-        self._progress_s = 0.0
+        self._waiting_since_s: float | None = None
         self._slice_s = min(_SLICE_S, self.options.inference_timeout_s)
 
     # What a control loop calls.
@@ -183,8 +182,6 @@ class Transport(ABC):
             self._last_sent_timestep = before
             raise
         if observation.must_go:
-            if self._due_timestep <= self._answered_timestep:
-                self._asked_s = time.monotonic()
             self._due_timestep = timestep
         if loaned:
             self._retire_loan()
@@ -203,11 +200,11 @@ class Transport(ABC):
         """
         if not self._usable:
             self._refuse()
-        slice_s = self._slice_s
+        waited_s = 0.0 if timeout_s <= 0.0 else timeout_s if timeout_s < self._slice_s else self._slice_s
         try:
-            chunk = self._receive(0.0 if timeout_s <= 0.0 else timeout_s if timeout_s < slice_s else slice_s)
+            chunk = self._receive(waited_s)
             if chunk is None:
-                chunk = self._wait_on(timeout_s - slice_s)
+                chunk = self._wait_on(timeout_s, waited_s)
                 if chunk is None:
                     return None
             actions, timestep = chunk.actions, chunk.timestep
@@ -218,7 +215,7 @@ class Transport(ABC):
                 or actions.dtype is not _FLOAT32
                 or not 1 <= shape[0] <= self._longest_chunk
                 or not 0 <= timestep <= self._last_sent_timestep
-                or not is_finite(actions)
+                or not is_finite(chunk.memory or actions.tobytes())
             ):
                 self._look_again_at(chunk)
         except (PeerGoneError, ProtocolError) as exc:
@@ -229,10 +226,9 @@ class Transport(ABC):
             raise
         if timestep > self._answered_timestep:
             self._answered_timestep = timestep
-            if self._due_timestep > timestep:
-                self._progress_s = time.monotonic()
+            self._waiting_since_s = None
         elif self._due_timestep > self._answered_timestep:
-            self._check_deadline()  # An answer, but to something old: it must not hide that the new one is due.
+            self._check_deadline(0.0)  # An answer, but to something old: it must not hide that the new one is due.
         return chunk
 
     def loan_observation(self) -> Observation:
@@ -340,10 +336,11 @@ class Transport(ABC):
     def _note_answer(self, timestep: int) -> None:
         """An observation was answered with something that is no chunk. In the receiving thread."""
         self._answered_timestep = max(self._answered_timestep, timestep)
+        self._waiting_since_s = None
 
     def _restart_deadline(self) -> None:
         """The server came back: an answer has the whole time again."""
-        self._progress_s = time.monotonic()
+        self._waiting_since_s = None
 
     # Shared by the methods above.
 
@@ -392,33 +389,39 @@ class Transport(ABC):
             )
         self._known_task = observation.task
 
-    def _wait_on(self, timeout_s: float) -> ActionChunk | None:
+    def _wait_on(self, timeout_s: float, waited_s: float) -> ActionChunk | None:
         """After a wait in vain: the rest of it, slice by slice, with an eye on the deadline."""
-        until_s = time.monotonic() + timeout_s
+        until_s = time.monotonic() + timeout_s - waited_s
         while True:
             if self._closed.is_set():
                 raise TransportClosed("the transport was closed during the wait")
             if self._due_timestep > self._answered_timestep:
-                self._check_deadline()
+                self._check_deadline(waited_s)
             left_s = until_s - time.monotonic()
             if left_s <= 0.0:
                 return None
-            chunk = self._receive(min(left_s, self._slice_s))
+            waited_s = min(left_s, self._slice_s)
+            chunk = self._receive(waited_s)
             if chunk is not None:
                 return chunk
 
-    def _check_deadline(self) -> None:
+    def _check_deadline(self, waited_s: float) -> None:
+        """Something is due and has not come: its clock starts with the first wait that is in vain."""
         if not self._expects_answers():
+            self._waiting_since_s = None
             return
-        waited_s = time.monotonic() - max(self._asked_s, self._progress_s)
-        if waited_s >= self.options.inference_timeout_s:
-            due = self._due_timestep
-            self._answered_timestep = due  # Said once; the session goes on.
-            raise TransportTimeout(
-                f"the policy server at {self.address} has not answered timestep {due} within "
-                f"{self.options.inference_timeout_s:g} s: is its inference slow? Raise inference_timeout_s, or look into "
-                "its log"
-            )
+        now_s = time.monotonic()
+        if self._waiting_since_s is None:
+            self._waiting_since_s = now_s - waited_s
+        if now_s - self._waiting_since_s < self.options.inference_timeout_s:
+            return
+        due = self._due_timestep
+        self._note_answer(due)  # Said once; the session goes on.
+        raise TransportTimeout(
+            f"the policy server at {self.address} has not answered timestep {due} within "
+            f"{self.options.inference_timeout_s:g} s: is its inference slow? Raise inference_timeout_s, or look into "
+            "its log"
+        )
 
     def _look_again_at(self, chunk: ActionChunk) -> None:
         """Say what is wrong with a chunk; return if nothing is, only unusual."""
@@ -434,7 +437,7 @@ class Transport(ABC):
             )
         if not 1 <= len(actions) <= self._longest_chunk:
             raise ProtocolError(f"the server sent {len(actions)} actions; agreed were 1 to {self._longest_chunk}")
-        if not is_finite(actions):
+        if not is_finite(actions.tobytes()):
             raise ProtocolError(f"the chunk of timestep {timestep} has actions that are not finite")
 
     def _refuse(self) -> NoReturn:
@@ -447,6 +450,9 @@ class Transport(ABC):
 
     def _remember_failure(self, failure: PeerGoneError | ProtocolError) -> None:
         """Keep the error that ends the session, so that every later call says the same."""
+        if self._closed.is_set():
+            # What a call sees whose transport another thread takes away is that thread's doing, not the peer's.
+            raise TransportClosed("the transport was closed meanwhile") from failure
         self._usable = False
         if self._failure is None:
             # A copy: the traceback of what is raised holds the frames of this call, and with them the session's memory.
