@@ -15,7 +15,7 @@ import numpy as np
 
 from async_delta_inference.errors import PolicyError, ProtocolError, SetupRefusedError
 from async_delta_inference.transport.finite import is_finite
-from async_delta_inference.transport.inbox import Bell, Inbox, Seat, ServedSession, ThreadBell
+from async_delta_inference.transport.inbox import LONGEST_WAIT_S, Bell, Inbox, Seat, ServedSession, ThreadBell
 from async_delta_inference.transport.messages import SessionSpec
 from async_delta_inference.transport.policy import Answer, EpisodeStart, Policy, PolicyNeeds
 
@@ -39,7 +39,7 @@ class SessionHost:
 
     def __init__(self, policy: Policy, *, max_sessions: int = 64, max_batch: int = 1, linger_s: float = 0.0) -> None:
         self._policy = policy
-        self._max_sessions = max_sessions
+        self.max_sessions = max_sessions
         self._inbox = Inbox(ThreadBell(), max_batch, linger_s)
         self._lock = threading.Lock()
         self._reserved: set[ServedSession] = set()
@@ -72,6 +72,11 @@ class SessionHost:
             self._close_all()
         elif self._thread is not threading.current_thread():
             self._thread.join(timeout_s)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the inference loop's thread lives."""
+        return self._thread.is_alive()
 
     @property
     def bell(self) -> Bell:
@@ -117,14 +122,14 @@ class SessionHost:
         with self._lock:
             if self._stopping:
                 raise SetupRefusedError("the server is stopping")
-            if len(self._reserved) >= self._max_sessions:
+            if len(self._reserved) >= self.max_sessions:
                 self._dismiss_who_left()
-            if len(self._reserved) >= self._max_sessions:
+            if len(self._reserved) >= self.max_sessions:
                 labels = sorted(other.label for other in self._reserved)
                 named = ", ".join(labels[:4]) + (f" and {len(labels) - 4} more" if len(labels) > 4 else "")
                 raise SetupRefusedError(
                     f"the server has {len(labels)} sessions, as many as it may ({named}): wait for one to end, or "
-                    f"start the server with --max_sessions={self._max_sessions + 1} or more"
+                    f"start the server with --max_sessions={self.max_sessions + 1} or more"
                 )
             self._reserved.add(session)
             self._needs[session] = needs
@@ -166,72 +171,80 @@ class SessionHost:
 
     def _run(self) -> None:
         inbox = self._inbox
+        wait = inbox.bell.wait
         while not self._stopping:
-            inbox.wait()
+            wait(LONGEST_WAIT_S)
             if self._arrivals or self._departures:
                 self._usher()
             # One seat: whatever came meanwhile has rung, too. Several: a ring may have been for any of them.
-            while (taken := inbox.take()) and not self._stopping:
+            while taken := inbox.take():
                 self._serve(taken)
-                if len(inbox) < 2:
+                if len(inbox) < 2 or self._stopping:
                     break
                 if self._arrivals or self._departures:
                     self._usher()
+            while inbox.failed:
+                self._end(*inbox.failed.pop())
         self._close_all()
 
-    def _serve(self, taken: Sequence[tuple[Seat, Exception | None]]) -> None:
-        ready = []
-        for seat, exc in taken:
-            if exc is not None:
-                self._end(seat, exc)
-            elif seat.request.observation.episode == seat.episode or self._begin_episode(seat):
-                ready.append(seat)
-        if not ready:
-            return
+    def _serve(self, taken: Sequence[Seat]) -> None:
+        for seat in taken:
+            if seat.observation.episode != seat.episode:
+                taken = [seat for seat in taken if self._is_in_episode(seat)]
+                if not taken:
+                    return
+                break
         try:
-            answers = self._policy.infer([seat.request for seat in ready])
-            if len(answers) != len(ready):
-                raise PolicyError(f"the policy gave {len(answers)} answers to {len(ready)} requests")
+            answers = self._policy.infer(taken)
+            if len(answers) != len(taken):
+                raise PolicyError(f"the policy gave {len(answers)} answers to {len(taken)} requests")
         except (Exception, SystemExit) as exc:
             logger.debug("inference failed", exc_info=True)
-            answers = [_as_policy_error(exc)] * len(ready)
-        for seat, answer in zip(ready, answers, strict=True):
+            answers = [_as_policy_error(exc)] * len(taken)
+        for seat, answer in zip(taken, answers, strict=True):
             try:
                 self._reply(seat, answer)
-            except Exception as exc:
-                self._end(seat, exc)
+            except Exception as exc:  # noqa: BLE001 - it ends this session alone
+                self._inbox.failed.append((seat, exc))
 
-    def _begin_episode(self, seat: Seat) -> bool:
-        """Whether the policy could be reset for the episode of the seat's observation; else the client is told."""
-        observation = seat.request.observation
+    def _is_in_episode(self, seat: Seat) -> bool:
+        """Whether the policy is reset for the episode of the seat's observation; else the client was told."""
+        observation = seat.observation
+        if observation.episode == seat.episode:
+            return True
         try:
-            seat.policy_session.reset(EpisodeStart(observation.episode, observation.task))
+            seat.session.reset(EpisodeStart(observation.episode, observation.task))
         except (Exception, SystemExit) as exc:
             logger.debug("the policy cannot be reset", exc_info=True)
             try:
                 self._reply(seat, _as_policy_error(exc))
-            except Exception as failure:
-                self._end(seat, failure)
+            except Exception as failure:  # noqa: BLE001 - it ends this session alone
+                self._inbox.failed.append((seat, failure))
             return False
         seat.episode = observation.episode
         return True
 
     def _reply(self, seat: Seat, answer: Answer) -> None:
-        session, observation = seat.session, seat.request.observation
-        session.release()
-        if answer is None:
-            session.pass_over(observation)
-            return
-        reason = str(answer) if isinstance(answer, PolicyError) else _fault_of(answer, session.spec)
-        if reason:
-            session.fail(observation, reason)
+        session, observation = seat.served, seat.observation
+        # Look for what is as it should be, and ask what is wrong only then: this runs once per message.
+        if not (type(answer) is np.ndarray and answer.shape == seat.whole_chunk and answer.dtype is _FLOAT32):
+            if answer is None:
+                session.pass_over(observation)
+                return
+            fault = str(answer) if isinstance(answer, PolicyError) else _fault_of(answer, session.spec)
+            if fault or isinstance(answer, PolicyError):
+                session.fail(observation, fault)
+                return
+        data = answer.tobytes()
+        if is_finite(data):
+            session.answer(observation, data)
         else:
-            assert isinstance(answer, np.ndarray)
-            session.answer(observation, answer)
+            timestep = observation.timestep
+            session.fail(observation, f"the policy gave actions that are not finite for timestep {timestep}")
 
     def _end(self, seat: Seat, exc: Exception) -> None:
         """A session failed; the others go on."""
-        session = seat.session
+        session = seat.served
         reason = str(exc) if isinstance(exc, ProtocolError) else f"the server failed: {type(exc).__name__}: {exc}"
         if isinstance(exc, ProtocolError):
             logger.warning("ended the session of %s: %s", session.label, exc)
@@ -292,10 +305,10 @@ class SessionHost:
     def _close(self, session: ServedSession) -> None:
         self._needs.pop(session, None)
         for seat in self._inbox.seats():
-            if seat.session is session:
+            if seat.served is session:
                 self._inbox.remove(seat)
                 try:
-                    seat.policy_session.close()
+                    seat.session.close()
                 except (Exception, SystemExit):
                     logger.exception("the policy could not close the session of %s", session.label)
         try:
@@ -317,17 +330,13 @@ def _as_policy_error(exc: BaseException) -> PolicyError:
 
 
 def _fault_of(actions: object, spec: SessionSpec) -> str:
-    """What is wrong with a policy's answer; empty for nothing."""
-    # Look for what is as it should be, and ask what is wrong only then: this runs once per message.
-    if type(actions) is np.ndarray and actions.dtype is _FLOAT32:
-        shape = actions.shape
-        if len(shape) == 2 and shape[1] == spec.action_dim and 1 <= shape[0] <= spec.actions_per_chunk:
-            return "" if is_finite(actions) else "the policy gave actions that are not finite"
+    """What is wrong with the form of a policy's answer; empty for nothing."""
     rows, columns = spec.actions_per_chunk, spec.action_dim
     if not isinstance(actions, np.ndarray):
         return f"the policy gave a {type(actions).__name__}; agreed were float32 (n, {columns})"
-    if actions.dtype != np.float32 or actions.ndim != 2 or actions.shape[1] != columns:
-        return f"the policy gave actions of {actions.dtype} {actions.shape}; agreed were float32 (n, {columns})"
-    if not 1 <= len(actions) <= rows:
-        return f"the policy gave {len(actions)} actions, agreed were 1 to {rows}"
-    return "" if is_finite(actions) else "the policy gave actions that are not finite"
+    shape = actions.shape
+    if actions.dtype != _FLOAT32 or len(shape) != 2 or shape[1] != columns:
+        return f"the policy gave actions of {actions.dtype} {shape}; agreed were float32 (n, {columns})"
+    if not 1 <= shape[0] <= rows:
+        return f"the policy gave {shape[0]} actions, agreed were 1 to {rows}"
+    return ""

@@ -10,15 +10,15 @@ from __future__ import annotations
 import queue
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from async_delta_inference.transport.messages import Observation, SessionSpec
 from async_delta_inference.transport.policy import PolicyNeeds, PolicySession, Request
 
-__all__ = ["Bell", "Inbox", "Seat", "ServedSession", "ThreadBell"]
+__all__ = ["LONGEST_WAIT_S", "Bell", "Inbox", "Seat", "ServedSession", "ThreadBell"]
 
 LONGEST_WAIT_S = 1.0
 """Bound of one wait at the bell, which a peer may have broken: all sessions are looked at afterwards in any case."""
@@ -56,8 +56,8 @@ class ThreadBell:
 class ServedSession(ABC):
     """One client's session as the server sees it. A listener makes it; a backend implements it.
 
-    The inference loop calls its methods, never two at once; but `end`, `has_left` and `peek_timestep` may be called from
-    any thread at any time. What one of them raises ends this session and no other.
+    The inference loop calls its methods, never two at once; but `end`, `has_left` and `peek_timestep` may be called
+    from any thread at any time. What one of them raises ends this session and no other.
 
     Args:
         spec: What the client asked for.
@@ -96,16 +96,21 @@ class ServedSession(ABC):
         """The taken observation's memory is not needed any more. A second call does nothing."""
 
     @abstractmethod
-    def answer(self, observation: Observation, actions: NDArray[np.float32]) -> None:
-        """Send a chunk: float32 (n, A), checked, copied before this returns. The observation was released."""
+    def answer(self, observation: Observation, data: bytes) -> None:
+        """Release the observation, if it was not, and send a chunk.
+
+        Args:
+            observation: The one that was taken.
+            data: Rows of ``spec.action_dim`` float32 each, checked.
+        """
 
     @abstractmethod
     def fail(self, observation: Observation, reason: str) -> None:
-        """Send a policy's error in place of a chunk. The observation was released."""
+        """Release the observation, if it was not, and send a policy's error in place of a chunk."""
 
     @abstractmethod
     def pass_over(self, observation: Observation) -> None:
-        """The policy chose not to answer. The observation was released."""
+        """Release the observation, if it was not: the policy chose not to answer it."""
 
     @abstractmethod
     def end(self, reason: str) -> None:
@@ -124,22 +129,22 @@ class ServedSession(ABC):
         return None
 
 
-class Seat:
-    """A session that is served, and what the inference loop keeps about it.
+class Seat(Request):
+    """A session that is served. It is the request that the policy is given, too, for the session's whole life.
 
     Args:
-        session: The backend's half.
-        policy_session: The policy's half.
+        served: The backend's half of the session.
+        session: The policy's half.
     """
 
-    __slots__ = ("episode", "policy_session", "request", "session")
+    __slots__ = ("episode", "served", "whole_chunk")
 
-    def __init__(self, session: ServedSession, policy_session: PolicySession) -> None:
-        self.session = session
-        self.policy_session = policy_session
+    def __init__(self, served: ServedSession, session: PolicySession) -> None:
+        super().__init__(session, Observation({}, np.empty(0, np.float32)), served.release)
+        self.served = served
         self.episode: int | None = None
-        # One object for the session's whole life: the path of a message makes nothing new.
-        self.request = Request(policy_session, Observation({}, np.empty(0, np.float32)), session.release)
+        """Of the observation that was answered last; None before the first."""
+        self.whole_chunk = (served.spec.actions_per_chunk, served.spec.action_dim)
 
 
 class Inbox:
@@ -156,6 +161,8 @@ class Inbox:
         self._max_batch = max_batch
         self._linger_s = linger_s
         self._seats: list[Seat] = []
+        self.failed: list[tuple[Seat, Exception]] = []
+        """Seats whose sessions are to be ended, and why; whoever ends them takes them out."""
 
     def __len__(self) -> int:
         return len(self._seats)
@@ -172,37 +179,39 @@ class Inbox:
         """It has no turn any more."""
         self._seats.remove(seat)
 
-    def wait(self) -> None:
-        """Until the bell rings, or a moment has passed."""
-        self.bell.wait(LONGEST_WAIT_S)
-
-    def take(self) -> list[tuple[Seat, Exception | None]]:
-        """Up to ``max_batch`` seats whose requests hold an observation now, each of another session.
+    def take(self) -> Sequence[Seat]:
+        """Up to ``max_batch`` seats that hold an observation now, each of another session.
 
         Returns:
-            Empty when nobody waits. A seat whose session failed comes with its exception in place of an observation.
+            Empty when nobody waits. A seat whose session failed is not in it, but in `failed`. Valid until the next
+            call of `add` or `remove`.
         """
+        seats = self._seats
+        if len(seats) == 1:
+            return seats if self._has_observation(seats[0]) else ()
         if self._linger_s and self._max_batch > 1:
             self._linger()
-        taken: list[tuple[Seat, Exception | None]] = []
-        seats = self._seats
+        taken = []
         for seat in seats:
-            try:
-                observation = seat.session.take()
-            except Exception as exc:
-                taken.append((seat, exc))
-            else:
-                if observation is None:
-                    continue
-                seat.request.observation = observation
-                taken.append((seat, None))
-            if len(taken) >= self._max_batch:
-                break
-        if taken and len(seats) > 1:
-            for seat, _ in taken:
-                seats.remove(seat)
-                seats.append(seat)
+            if self._has_observation(seat):
+                taken.append(seat)
+                if len(taken) >= self._max_batch:
+                    break
+        for seat in taken:
+            seats.remove(seat)
+            seats.append(seat)
         return taken
+
+    def _has_observation(self, seat: Seat) -> bool:
+        try:
+            observation = seat.served.take()
+        except Exception as exc:  # noqa: BLE001 - whatever a session raises ends that session alone
+            self.failed.append((seat, exc))
+            return False
+        if observation is None:
+            return False
+        seat.observation = observation
+        return True
 
     def _linger(self) -> None:
         """Once somebody waits, until the batch is full, all are there, or the time is up."""
@@ -214,4 +223,4 @@ class Inbox:
             waiting = self._count_waiting()
 
     def _count_waiting(self) -> int:
-        return sum(seat.session.waiting() for seat in self._seats)
+        return sum(seat.served.waiting() for seat in self._seats)

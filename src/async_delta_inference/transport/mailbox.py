@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from async_delta_inference import stages
 from async_delta_inference.errors import PeerGoneError, PolicyError, SetupRefusedError
@@ -138,8 +137,10 @@ class MailboxSession(ServedSession):
     def release(self) -> None:
         """Nothing to give back: the arrays are the observation's own."""
 
-    def answer(self, observation: Observation, actions: NDArray[np.float32]) -> None:  # noqa: D102
-        self._put(ActionChunk(actions.copy(), observation.timestep, observation.timestamp_s))
+    def answer(self, observation: Observation, data: bytes) -> None:  # noqa: D102
+        memory = bytearray(data)  # Written to by whoever likes: it is the client's.
+        actions = np.frombuffer(memory, np.float32).reshape(-1, self.spec.action_dim)
+        self._put(ActionChunk(actions, observation.timestep, observation.timestamp_s, memory=memory))
 
     def fail(self, observation: Observation, reason: str) -> None:  # noqa: D102
         self._put(PolicyError(reason, observation.timestep))

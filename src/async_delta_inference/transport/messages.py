@@ -219,12 +219,14 @@ class ActionChunk:
         timestep: Of the first row, equal to the timestep of the observation it answers.
         timestamp_s: The observation's ``timestamp_s``, returned unchanged.
         arrived_ns: ``time.monotonic_ns()`` when it became available to the client, which may have looked later.
+        memory: The bytes in which ``actions`` lies, all of them; None where they are not known.
     """
 
     actions: NDArray[np.float32]
     timestep: int
     timestamp_s: float = 0.0
     arrived_ns: int = field(default_factory=time.monotonic_ns)
+    memory: bytearray | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.actions)

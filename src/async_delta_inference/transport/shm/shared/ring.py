@@ -24,7 +24,7 @@ from typing import Protocol
 from posix_ipc import BusyError
 
 from async_delta_inference.errors import ProtocolError
-from async_delta_inference.transport.shm.layout import CHUNK_KIND, ERROR_KIND, FILTERED_KIND, MUST_GO_FLAG
+from async_delta_inference.transport.shm.shared.layout import CHUNK_KIND, ERROR_KIND, FILTERED_KIND, MUST_GO_FLAG
 
 __all__ = ["ActionReader", "ActionWriter", "ObservationReader", "ObservationWriter", "Tokens"]
 
@@ -254,6 +254,7 @@ class ActionReader:
         positions: Where the records are, one per slot.
         max_rows: Rows of the largest chunk.
         max_text_bytes: Room for a text in a slot.
+        on_room: Called after half of the ring was given back: the server may be waiting for that.
     """
 
     def __init__(
@@ -263,8 +264,10 @@ class ActionReader:
         positions: Sequence[int],
         max_rows: int,
         max_text_bytes: int,
+        on_room: Callable[[], object],
     ) -> None:
         self._free = free
+        self._on_room = on_room
         self._load = load
         self._positions = positions
         self._slots = len(positions)
@@ -282,6 +285,7 @@ class ActionReader:
         sequence = self._sequence
         if sequence % self._half == 1 % self._half and sequence > self._half:
             self._free.release()  # The half before this message has been copied.
+            self._on_room()
         record = self._load(self._positions[sequence % self._slots])
         found, _, timestamp_s, _, kind, rows, text_bytes = record
         if (

@@ -1,4 +1,4 @@
-"""What a connected client holds: the socket, the segment, and a thread that sleeps until the server goes away."""
+"""`Attachment`: what a connected client holds; and how it gets there."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from async_delta_inference.errors import (
 )
 from async_delta_inference.transport.client import TransportOptions
 from async_delta_inference.transport.messages import SessionSpec
-from async_delta_inference.transport.shm import handshake, rendezvous
-from async_delta_inference.transport.shm.connection import Connection
-from async_delta_inference.transport.shm.segment import Segment, SegmentNames
+from async_delta_inference.transport.shm.shared import handshake, rendezvous
+from async_delta_inference.transport.shm.shared.connection import Connection
+from async_delta_inference.transport.shm.shared.segment import Segment, SegmentNames
 
-__all__ = ["Link", "open_connection", "shake_hands", "tidy_after"]
+__all__ = ["Attachment", "open_connection", "shake_hands", "tidy_after"]
 
 
-class Link:
-    """A session as the client holds it.
+class Attachment:
+    """A session as the client holds it: the socket, the segment, and a thread that sleeps until the server goes away.
 
     The watcher costs the path of a message nothing: it sleeps in a read of the socket. When the socket ends it sets
     `end` and then releases ``actions_ready`` once, which wakes a waiting receiver.
@@ -47,10 +47,6 @@ class Link:
         self._server = server
         self._watcher = threading.Thread(target=self._watch, name="shm-transport-watch", daemon=True)
         self._watcher.start()
-
-    def has_ended(self) -> bool:
-        """Whether `end` is set."""
-        return self.end is not None
 
     def is_lost(self) -> bool:
         """Whether the server is gone, noticed by the watcher or not."""
@@ -105,8 +101,13 @@ def open_connection(path: Path, options: TransportOptions) -> Connection:
     return connection
 
 
-def shake_hands(connection: Connection, path: Path, policy: SessionSpec, options: TransportOptions) -> Segment:
+def shake_hands(
+    connection: Connection, path: Path, spec: SessionSpec, options: TransportOptions
+) -> tuple[Segment, str]:
     """Say hello, attach, and wait until the policy is loaded. On an error no name of the session is left.
+
+    Returns:
+        The segment, attached, and what the server says that it serves.
 
     Raises:
         PeerUnreachableError: The server does not answer within ``connect_timeout_s``.
@@ -120,22 +121,22 @@ def shake_hands(connection: Connection, path: Path, policy: SessionSpec, options
     deadline_s = time.monotonic() + options.connect_timeout_s
     segment = None
     try:
-        connection.send(handshake.Hello(names.session, policy, os.getpid()).to_message())
+        connection.send(handshake.Hello(names.session, spec, os.getpid()).to_message())
         try:
             offer = connection.receive(max(0.1, deadline_s - time.monotonic()))
         except TransportTimeout as exc:
             raise PeerUnreachableError(
                 f"the server at {path} does not answer within {options.connect_timeout_s:g} s: is it stopped?"
             ) from exc
-        segment = Segment.attach(names, handshake.read_offer(offer, policy))
+        segment = Segment.attach(names, handshake.read_offer(offer, spec))
         connection.send(handshake.ATTACHED)
         try:
-            handshake.check_kind(connection.receive(options.setup_timeout_s), "ready")
+            description = handshake.read_ready(connection.receive(options.setup_timeout_s))
         except TransportTimeout as exc:
             raise TransportTimeout(
                 f"the server at {path} did not load the policy within {options.setup_timeout_s:g} s"
             ) from exc
-        return segment
+        return segment, description
     except BaseException:
         # The server does this, too; whoever is left alive does it.
         connection.shut_down()
@@ -146,7 +147,7 @@ def shake_hands(connection: Connection, path: Path, policy: SessionSpec, options
 
 
 def tidy_after(path: Path) -> None:
-    """Remove the socket that a killed server left. Somebody else's business is left alone."""
+    """Remove what a killed server left. Somebody else's business is left alone."""
     try:
         rendezvous.remove_if_stale(path)
     except (OSError, ConfigError):

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from async_delta_inference.errors import ConfigError, PeerUnreachableError
-from async_delta_inference.transport.shm.segment import sweep
+from async_delta_inference.transport.shm.shared.segment import sweep
 
 __all__ = [
     "FOLDER_VARIABLE",
@@ -147,11 +147,15 @@ def connect(path: Path, timeout_s: float) -> socket.socket:
 
 
 def remove_if_stale(path: Path) -> bool:
-    """Remove the socket of a server that was killed; True if it did. A live server's is left alone."""
+    """Remove the socket of a server that was killed, and its names in /dev/shm; True if it did so.
+
+    What belongs to a live server is left alone.
+    """
     with _folder_lock(path.parent):
         if not path.is_socket() or path.is_symlink() or _is_alive(path):
             return False
         path.unlink(missing_ok=True)
+        sweep(server_key(path))
         return True
 
 

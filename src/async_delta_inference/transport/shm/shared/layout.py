@@ -83,20 +83,20 @@ class SizeLimits:
     max_actions: int = 10_000
     max_action_dim: int = 4096
 
-    def check(self, policy: SessionSpec) -> None:
+    def check(self, spec: SessionSpec) -> None:
         """Refuse what is larger.
 
         Raises:
             InvalidMessageError: Naming the size and the limit.
         """
-        images = policy.features.images.values()
+        images = spec.features.images.values()
         for what, size, limit in (
             ("cameras", len(images), self.max_cameras),
             ("image side", max((max(h, w) for h, w, _ in images), default=0), self.max_image_side),
             ("image channels", max((c for _, _, c in images), default=0), self.max_channels),
-            ("state elements", policy.features.state_dim, self.max_state_dim),
-            ("actions per chunk", policy.actions_per_chunk, self.max_actions),
-            ("action elements", policy.action_dim, self.max_action_dim),
+            ("state elements", spec.features.state_dim, self.max_state_dim),
+            ("actions per chunk", spec.actions_per_chunk, self.max_actions),
+            ("action elements", spec.action_dim, self.max_action_dim),
         ):
             if size > limit:
                 raise InvalidMessageError(f"{what}: {size} is more than the limit of {limit}")
@@ -156,9 +156,9 @@ class SegmentLayout:
             object.__setattr__(self, name, value)
 
     @classmethod
-    def of_policy(cls, policy: SessionSpec, observation_slots: int = 4, action_slots: int = 32) -> SegmentLayout:
-        """The layout of a session that serves ``policy``."""
-        return cls(policy.features, (policy.actions_per_chunk, policy.action_dim), observation_slots, action_slots)
+    def of_session(cls, spec: SessionSpec, observation_slots: int = 4, action_slots: int = 32) -> SegmentLayout:
+        """The layout of a session with this specification."""
+        return cls(spec.features, (spec.actions_per_chunk, spec.action_dim), observation_slots, action_slots)
 
     def header(self) -> bytes:
         """The segment header, which says in the segment itself what the handshake agreed on."""

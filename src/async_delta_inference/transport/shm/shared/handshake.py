@@ -6,7 +6,7 @@
     hello: version, schema, policy, session ->
                                             <- offer: sizes and slot counts (the segment is there), or refused
     attached                                ->
-                                            <- ready (the policy is loaded), or refused
+                                            <- ready (the policy is loaded): what is served; or refused
 
 Later the server may say ``bye`` with a reason before it ends a session; the client says nothing more.
 """
@@ -20,19 +20,30 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from async_delta_inference.errors import InvalidMessageError, PeerGoneError, SetupRefusedError
+from async_delta_inference.errors import InvalidMessageError, PeerGoneError, ProtocolError, SetupRefusedError
 from async_delta_inference.transport.messages import MAX_TASK_BYTES, ObservationFeatures, SessionSpec
-from async_delta_inference.transport.shm.fields import Fields
-from async_delta_inference.transport.shm.layout import LAYOUT_VERSION, MAX_ERROR_BYTES, SegmentLayout
+from async_delta_inference.transport.shm.shared.fields import Fields
+from async_delta_inference.transport.shm.shared.layout import MAX_ERROR_BYTES, SegmentLayout
 
-__all__ = ["ATTACHED", "READY", "Hello", "Message", "bye", "check_kind", "offer", "read_offer", "reason_of", "refused"]
+__all__ = [
+    "ATTACHED",
+    "Hello",
+    "Message",
+    "bye",
+    "check_kind",
+    "offer",
+    "read_offer",
+    "read_ready",
+    "ready",
+    "reason_of",
+    "refused",
+]
 
 Message = Mapping[str, Any]
 
 PROTOCOL = "async-delta-shm"
-PROTOCOL_VERSION = LAYOUT_VERSION
+PROTOCOL_VERSION = 2
 ATTACHED: Message = {"kind": "attached"}
-READY: Message = {"kind": "ready"}
 
 SCALARS = [
     ["timestep", "int64"],
@@ -56,17 +67,17 @@ class Hello:
 
     Args:
         session: 16 hexadecimal digits, chosen at random; the segment is named after it.
-        policy: What is to be served, the observation schema included.
+        spec: What is asked for, the observation schema included.
         pid: Of the client, for messages to humans.
     """
 
     session: str
-    policy: SessionSpec
+    spec: SessionSpec
     pid: int
 
     def to_message(self) -> Message:
         """The message that `from_message` reads."""
-        policy = self.policy
+        spec = self.spec
         return {
             "kind": "hello",
             "protocol": PROTOCOL,
@@ -75,10 +86,10 @@ class Hello:
             "session": self.session,
             "pid": self.pid,
             "scalars": SCALARS,
-            "arrays": _arrays(policy.features),
-            "state_names": list(policy.features.state_names),
-            "actions": ["float32", policy.actions_per_chunk, policy.action_dim],
-            "policy": [policy.policy_type, policy.pretrained_name_or_path, policy.device],
+            "arrays": _arrays(spec.features),
+            "state_names": list(spec.features.state_names),
+            "actions": ["float32", spec.actions_per_chunk, spec.action_dim],
+            "policy": [spec.policy_type, spec.pretrained_name_or_path, spec.device],
         }
 
     @classmethod
@@ -102,7 +113,7 @@ class Hello:
             raise _schema_mismatch("actions", message["actions"], ["float32", "n", "A"])
         policy_type, path, device = (fields.text_of("policy", x, _MAX_PATH) for x in fields.items("policy", 3))
         try:
-            policy = SessionSpec(
+            spec = SessionSpec(
                 policy_type,
                 path,
                 fields.integer_of("actions", rows, 1, _MAX_SIZE),
@@ -112,7 +123,7 @@ class Hello:
             )
         except InvalidMessageError as exc:
             raise SetupRefusedError(f"the server refuses the schema: {exc}") from exc
-        return cls(session, policy, fields.integer("pid", 0, 1 << 32))
+        return cls(session, spec, fields.integer("pid", 0, 1 << 32))
 
 
 def offer(layout: SegmentLayout) -> Message:
@@ -128,7 +139,7 @@ def offer(layout: SegmentLayout) -> Message:
     }
 
 
-def read_offer(message: Message, policy: SessionSpec) -> SegmentLayout:
+def read_offer(message: Message, spec: SessionSpec) -> SegmentLayout:
     """The layout that the server's offer means.
 
     Raises:
@@ -141,7 +152,7 @@ def read_offer(message: Message, policy: SessionSpec) -> SegmentLayout:
     fields = Fields(message, "offer", {"pid", *sizes, *limits})
     theirs = {name: fields.integer(name, 0, _MAX_SIZE) for name in sizes | limits.keys()}
     try:
-        layout = SegmentLayout.of_policy(policy, theirs["observation_slots"], theirs["action_slots"])
+        layout = SegmentLayout.of_session(spec, theirs["observation_slots"], theirs["action_slots"])
     except InvalidMessageError as exc:
         raise SetupRefusedError(f"the server offers a segment that cannot be: {exc}") from exc
     ours = {"segment_bytes": layout.segment_bytes, **limits}
@@ -150,6 +161,21 @@ def read_offer(message: Message, policy: SessionSpec) -> SegmentLayout:
             f"server and client lay the segment out differently: {[(n, theirs[n], ours[n]) for n in differing]}"
         )
     return layout
+
+
+def ready(description: str) -> Message:
+    """The policy is loaded and the session begins; ``description`` says what is served."""
+    return {"kind": "ready", "serves": _sayable(description)}
+
+
+def read_ready(message: Message) -> str:
+    """What the server says that it serves.
+
+    Raises:
+        SetupRefusedError, PeerGoneError, ProtocolError: As `check_kind`.
+    """
+    check_kind(message, "ready")
+    return Fields(message, "ready", {"serves"}).text("serves", _MAX_REASON)
 
 
 def check_kind(message: Message, kind: str) -> None:
@@ -164,8 +190,8 @@ def check_kind(message: Message, kind: str) -> None:
         raise SetupRefusedError(Fields(message, "refused", {"reason"}).text("reason", _MAX_REASON))
     if message.get("kind") == "bye":
         raise PeerGoneError(f"the server ended the session before it began: {reason_of(message)}")
-    if kind != "offer":
-        Fields(message, kind, set())
+    if message.get("kind") != kind:
+        raise ProtocolError(f"expected the message {kind!r}, got {str(message.get('kind'))[:80]!r}")
 
 
 def refused(reason: str) -> Message:

@@ -6,27 +6,31 @@ import errno
 import logging
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import posix_ipc
-from numpy.typing import NDArray
 
 from async_delta_inference.errors import ConfigError, ProtocolError
 from async_delta_inference.transport.messages import MAX_TASK_BYTES, Observation
-from async_delta_inference.transport.shm.layout import (
+from async_delta_inference.transport.shm.shared.layout import (
     ACTION_RECORD,
     MAX_ERROR_BYTES,
     OBSERVATION_RECORD,
     RECORD_STRIDE,
     SegmentLayout,
 )
-from async_delta_inference.transport.shm.ring import ActionReader, ActionWriter, ObservationReader, ObservationWriter
+from async_delta_inference.transport.shm.shared.ring import (
+    ActionReader,
+    ActionWriter,
+    ObservationReader,
+    ObservationWriter,
+)
 
-__all__ = ["Segment", "SegmentNames", "sweep"]
+__all__ = ["Segment", "SegmentNames", "bell_name", "sweep"]
 
 logger = logging.getLogger(__name__)
 
@@ -59,8 +63,13 @@ class SegmentNames:
         """Names of the four semaphores."""
         return tuple(f"{self.memory}-{what}" for what in _SEMAPHORES)
 
+    @property
+    def bell(self) -> str:
+        """Name of the server's bell, which all its sessions ring; it stays as long as the server does."""
+        return bell_name(self.server)
+
     def unlink(self) -> None:
-        """Remove what there is of them; idempotent. Memory that is mapped stays until it is unmapped."""
+        """Remove what there is of them, but for the bell; idempotent. Mapped memory stays until it is unmapped."""
         for remove, name in [(posix_ipc.unlink_shared_memory, self.memory)] + [
             (posix_ipc.unlink_semaphore, name) for name in self.semaphores
         ]:
@@ -69,6 +78,11 @@ class SegmentNames:
             except (posix_ipc.Error, OSError) as exc:
                 # Never made, the other side was faster, or nothing can be made or removed here at all.
                 logger.debug("%s was not removed: %s", name, exc)
+
+
+def bell_name(server: str) -> str:
+    """Name of the bell of the server with this key."""
+    return f"/{_prefix(server)}bell"
 
 
 def sweep(server: str) -> list[str]:
@@ -98,18 +112,20 @@ class Segment:
     Args:
         layout: Offsets and sizes.
         buffer: The mapping.
-        semaphores: In the order of `SegmentNames.semaphores`.
+        semaphores: In the order of `SegmentNames.semaphores`; and on the client's side the server's bell.
     """
 
     def __init__(self, layout: SegmentLayout, buffer: mmap.mmap, semaphores: list[posix_ipc.Semaphore]) -> None:
         self.layout = layout
-        self.observations_ready, self.observations_free, self.actions_ready, self.actions_free = semaphores
+        self.observations_ready, self.observations_free, self.actions_ready, self.actions_free, *bell = semaphores
         self._semaphores = semaphores
+        if bell:
+            self.ring: Callable[[], None] = bell[0].release
+            """Wakes the server; only a client's segment has it."""
         self._buffer = buffer
         self._memory = memoryview(buffer)
         self.observations = [self._observation(slot) for slot in range(layout.observation_slots)]
         self.tasks = [self._task(slot) for slot in range(layout.observation_slots)]
-        self.actions = [self._actions(slot) for slot in range(layout.action_slots)]
         self.action_bytes = [self._action_bytes(slot) for slot in range(layout.action_slots)]
 
     @classmethod
@@ -146,7 +162,7 @@ class Segment:
         semaphores: list[posix_ipc.Semaphore] = []
         try:
             buffer = _map(names.memory, layout.segment_bytes)
-            semaphores.extend(posix_ipc.Semaphore(name) for name in names.semaphores)
+            semaphores.extend(posix_ipc.Semaphore(name) for name in (*names.semaphores, names.bell))
         except (OSError, ValueError, posix_ipc.Error) as exc:
             for semaphore in semaphores:
                 semaphore.close()
@@ -183,7 +199,14 @@ class Segment:
         """The client's end of the action ring."""
         load = partial(ACTION_RECORD.unpack_from, self._buffer)
         rows, _ = self.layout.chunk_shape
-        return ActionReader(self.actions_free, load, list(self._action_positions()), rows, MAX_ERROR_BYTES)
+        return ActionReader(
+            self.actions_free, load, list(self._action_positions()), rows, MAX_ERROR_BYTES, on_room=self.ring
+        )
+
+    @property
+    def is_open(self) -> bool:
+        """Whether `close` was not called yet."""
+        return bool(self._semaphores)
 
     def close(self) -> None:
         """Release the semaphores; nobody may be waiting on them in this process. Idempotent."""
@@ -213,9 +236,6 @@ class Segment:
     def _task(self, slot: int) -> memoryview:
         start = self.layout.observation_slot_offset(slot) + self.layout.task_offset
         return self._memory[start : start + MAX_TASK_BYTES]
-
-    def _actions(self, slot: int) -> NDArray[np.float32]:
-        return np.ndarray(self.layout.chunk_shape, np.float32, self._memory, self.layout.action_slot_offset(slot))
 
     def _action_bytes(self, slot: int) -> memoryview:
         start = self.layout.action_slot_offset(slot)
