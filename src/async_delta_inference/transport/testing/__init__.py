@@ -1,11 +1,42 @@
-"""The contract every transport keeps, as a test class to subclass. Needs pytest."""
+"""The contract that both halves of a transport keep, as a test class to subclass, and what it is made of. Needs pytest.
 
-from async_delta_inference.transport.testing.contract import TransportContract
-from async_delta_inference.transport.testing.peer import (
-    CONTRACT_POLICY,
-    ContractPeer,
-    contract_observation,
-    scripted_actions,
+::
+
+    class TestMyContract(TransportContract):
+        scheme = "mine"
+        absent_uri = "mine://nobody-is-here"
+"""
+
+import pytest
+
+# So that a failing assertion says what it compared.
+pytest.register_assert_rewrite(
+    *(
+        f"{__name__}.{module}"
+        for module in ("base", "exchange", "lifetime", "loans", "messages", "policies", "sessions")
+    )
 )
 
-__all__ = ["CONTRACT_POLICY", "ContractPeer", "TransportContract", "contract_observation", "scripted_actions"]
+from async_delta_inference.transport.testing.base import WAIT_S, eventually  # noqa: E402
+from async_delta_inference.transport.testing.contract import TransportContract  # noqa: E402
+from async_delta_inference.transport.testing.messages import (  # noqa: E402
+    CONTRACT_POLICY,
+    contract_observation,
+    expect_answer,
+    scripted_actions,
+)
+from async_delta_inference.transport.testing.peer import ContractClient, ServedPeer  # noqa: E402
+from async_delta_inference.transport.testing.policy import ScriptedPolicy  # noqa: E402
+
+__all__ = [
+    "CONTRACT_POLICY",
+    "WAIT_S",
+    "ContractClient",
+    "ScriptedPolicy",
+    "ServedPeer",
+    "TransportContract",
+    "contract_observation",
+    "eventually",
+    "expect_answer",
+    "scripted_actions",
+]

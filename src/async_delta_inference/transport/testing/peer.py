@@ -1,98 +1,223 @@
-"""The other side of the contract suite: a server process with a scripted policy that a test can hold, fail and kill."""
+"""The two sides of the contract suite: `ServedPeer`, a server with a scripted policy, and `ContractClient`.
+
+Each lives in a process of its own, so that a test can kill it; where the backend stays within a process, in a thread.
+"""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self
 
-import numpy as np
-from numpy.typing import NDArray
+from async_delta_inference.errors import TransportError
+from async_delta_inference.transport.client import TransportOptions
+from async_delta_inference.transport.messages import SessionSpec
+from async_delta_inference.transport.policy import Policy, PolicyFunction, PolicyNeeds
+from async_delta_inference.transport.registry import backend, open_transport
+from async_delta_inference.transport.server import serve
+from async_delta_inference.transport.testing.commands import Commands, Remote
+from async_delta_inference.transport.testing.messages import CONTRACT_POLICY, contract_observation, expect_answer
+from async_delta_inference.transport.testing.policy import ScriptedPolicy, SessionRecord
 
-from async_delta_inference.transport.messages import ActionChunk, Observation, ObservationFeatures, SessionSpec
+__all__ = ["ContractClient", "ServedPeer"]
 
-__all__ = ["CONTRACT_POLICY", "ContractPeer", "contract_observation", "scripted_actions"]
+ANSWER_TIMEOUT_S = 60.0
 
-CONTRACT_POLICY = SessionSpec(
-    policy_type="act",
-    pretrained_name_or_path="scripted",
-    actions_per_chunk=5,
-    features=ObservationFeatures(
-        state_names=("x", "y", "z", "grip"),
-        images={"front": (12, 16, 3), "wrist": (8, 8, 3)},
-    ),
-    action_dim=3,
-)
-"""What every peer serves. PolicyServer knows the type ``act``; the peer puts the scripted policy in its place."""
-
-
-class ContractPeer(ABC):
-    """A running server in a process of its own. ``uri`` is where it is reached."""
-
-    uri: str
-
-    @abstractmethod
-    def hold(self) -> None:
-        """Let inferences begin but not end until `release`."""
-
-    @abstractmethod
-    def release(self) -> None:
-        """End `hold`."""
-
-    @abstractmethod
-    def fail_next(self, message: str) -> None:
-        """Make the next inference raise ``RuntimeError(message)``."""
-
-    @abstractmethod
-    def misbehave_next(self, how: str) -> None:
-        """Make the next inference return actions that are ``"wide"`` (one column too many) or ``"nan"``."""
-
-    @abstractmethod
-    def seen(self) -> list[int]:
-        """Timesteps (from ``state[0]``) of the observations whose inference began, in order."""
-
-    @abstractmethod
-    def pending(self) -> int | None:
-        """Timestep of the observation that waits for inference, or None."""
-
-    @abstractmethod
-    def kill(self) -> None:
-        """Die as with SIGKILL. Idempotent."""
+MakePolicy = Callable[[], Policy | PolicyFunction]
 
 
-def contract_observation(timestep: int, *, must_go: bool = True, episode: int = 0) -> Observation:
-    """An observation that fits `CONTRACT_POLICY` and says its timestep in the state and in every pixel."""
-    observation = Observation.empty(CONTRACT_POLICY.features)
-    fill_contract_observation(observation, timestep)
-    observation.must_go, observation.episode = must_go, episode
-    return observation
-
-
-def fill_contract_observation(observation: Observation, timestep: int) -> None:
-    """Write what `contract_observation` holds into an observation, in place."""
-    observation.state[:] = (timestep, 1.0, 2.0, 3.0)
-    for image in observation.images.values():
-        image[:] = timestep % 251
-    observation.timestep = timestep
-    observation.task = f"task {timestep % 7}"
-    observation.timestamp_s = 1000.0 + timestep
-
-
-def scripted_actions(timestep: int, pixel: int, rows: int = 5, width: int = 3) -> NDArray[np.float32]:
-    """What the scripted policy answers: float32 (rows, width), exact in float32 for timesteps below 2**18.
+class ServedPeer:
+    """``serve(policy, uri)`` where a test can hold, fail, stop and kill it. A context manager that ends with `kill`.
 
     Args:
-        timestep: Read from ``state[0]``.
-        pixel: The value that every pixel of every image has; the policy raises when they differ (a torn frame).
-        rows: Actions in the chunk.
-        width: Length of an action.
+        scheme: Of the backend.
+        address: Where to listen; one that nobody uses by default.
+        make_policy: Called where the policy lives; a name that another process can import.
+        preload: Modules that the policy needs and that take long to load.
+        options: More of `serve`'s, such as ``max_batch``.
     """
-    row, column = np.mgrid[0:rows, 0:width]
-    actions: NDArray[np.float32] = (timestep + row + column / 8 + pixel * 0.5).astype(np.float32)
-    return actions
+
+    def __init__(
+        self,
+        scheme: str,
+        address: str = "",
+        *,
+        make_policy: MakePolicy = ScriptedPolicy,
+        preload: tuple[str, ...] = (),
+        **options: float,
+    ) -> None:
+        address = address or backend(scheme).listener.unused_address()
+        uri = f"{scheme}://{address}"
+        self._remote = Remote(scheme, _make_server, uri, make_policy, options, preload=preload)
+        self.uri: str = self._remote.ask("uri")
+
+    @property
+    def pid(self) -> int | None:
+        """Of its process; None where it shares the test's."""
+        return self._remote.pid
+
+    # What the server does.
+
+    def waiting(self) -> list[int]:
+        """Timesteps of the observations that wait for the policy, one per session at most, sorted."""
+        timesteps: list[int] = self._ask("waiting")
+        return timesteps
+
+    def stop(self) -> None:
+        """Stop in an orderly way."""
+        self._ask("stop")
+
+    def kill(self) -> None:
+        """Die as with SIGKILL. Idempotent."""
+        self._remote.kill()
+
+    # What the scripted policy does: its methods say more.
+
+    def hold(self) -> None:
+        """Let inferences begin but not end."""
+        self._ask("hold")
+
+    def step(self) -> None:
+        """Let one of them end."""
+        self._ask("step")
+
+    def release(self) -> None:
+        """Let all of them end."""
+        self._ask("release")
+
+    def fail_next(self, message: str, client: int | None = None) -> None:
+        """Make the next inference fail, or the next of one client."""
+        self._ask("fail_next", message, client)
+
+    def misbehave_next(self, how: str, client: int | None = None) -> None:
+        """Make the next answer ``"wide"``, ``"long"`` or ``"nan"``."""
+        self._ask("misbehave_next", how, client)
+
+    def fail_open(self, message: str) -> None:
+        """Make the next session's opening fail."""
+        self._ask("fail_open", message)
+
+    def ask_for(self, needs: PolicyNeeds) -> None:
+        """What the next session must bring."""
+        self._ask("ask_for", needs)
+
+    def batches(self) -> list[list[tuple[int, int]]]:
+        """Of every inference that began, client and timestep of each request."""
+        batches: list[list[tuple[int, int]]] = self._ask("batches")
+        return batches
+
+    def served(self) -> list[tuple[int, int]]:
+        """Client and timestep of every request, in order."""
+        return [request for batch in self.batches() for request in batch]
+
+    def seen(self) -> list[int]:
+        """Timesteps of every request, in order."""
+        return [timestep for _, timestep in self.served()]
+
+    def sessions(self) -> list[SessionRecord]:
+        """In the order in which they were opened."""
+        records: list[SessionRecord] = self._ask("sessions")
+        return records
+
+    def _ask(self, command: str, *arguments: object) -> Any:
+        return self._remote.ask(command, *arguments)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.kill()
 
 
-def expect_answer(chunk: ActionChunk | None, timestep: int) -> None:
-    """Assert that ``chunk`` is the scripted policy's answer to `contract_observation` of ``timestep``."""
-    assert chunk is not None, f"no chunk came for timestep {timestep}"
-    assert chunk.timestep == timestep
-    assert chunk.timestamp_s == 1000.0 + timestep
-    np.testing.assert_array_equal(chunk.actions, scripted_actions(timestep, timestep % 251))
+def _make_server(uri: str, make_policy: MakePolicy, options: dict[str, Any]) -> Commands:
+    policy = make_policy()
+    server = serve(policy, uri, **options)
+    release = getattr(policy, "release", lambda: None)
+
+    def die() -> None:
+        """The clients learn it first, and what a test holds does not keep the thread."""
+        server.stop(timeout_s=0.0)
+        release()
+        server.stop()
+
+    names = ("hold", "step", "release", "fail_next", "misbehave_next", "fail_open", "ask_for", "batches", "sessions")
+    return {name: getattr(policy, name) for name in names if hasattr(policy, name)} | {
+        "uri": lambda: server.uris[0],
+        "waiting": server.host.waiting_timesteps,
+        "stop": server.stop,
+        "die": die,
+    }
+
+
+class ContractClient:
+    """A client that a test can kill. A context manager that ends with `kill`.
+
+    Args:
+        uri: Of the server; it connects at once.
+        number: Its own, which its observations carry.
+        spec: What it asks for.
+    """
+
+    def __init__(self, uri: str, number: int, spec: SessionSpec = CONTRACT_POLICY) -> None:
+        scheme = uri.partition("://")[0]
+        self._remote = Remote(scheme, _make_client, uri, number, spec)
+
+    def send(self, timestep: int) -> None:
+        """Send an observation of its own."""
+        self._remote.ask("send", timestep)
+
+    def receive(self, timestep: int) -> None:
+        """Expect the answer to an observation that it sent.
+
+        Raises:
+            AssertionError: Another one came.
+        """
+        self._remote.ask("receive", timestep)
+
+    def borrow(self) -> None:
+        """Take a loan and keep it."""
+        self._remote.ask("borrow")
+
+    def begin_to_wait(self) -> None:
+        """Receive in a thread, for whatever comes."""
+        self._remote.ask("begin_to_wait")
+
+    def close(self) -> None:
+        """Close the transport in an orderly way."""
+        self._remote.ask("close")
+
+    def kill(self) -> None:
+        """SIGKILL; within a process, close while it does what it does. Idempotent."""
+        self._remote.kill()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.kill()
+
+
+def _make_client(uri: str, number: int, spec: SessionSpec) -> Commands:
+    transport = open_transport(uri, TransportOptions(reconnect_timeout_s=0.0))
+    transport.connect(spec)
+    kept: list[object] = []
+
+    def wait() -> None:
+        try:
+            transport.receive_actions(ANSWER_TIMEOUT_S)
+        except TransportError:
+            return  # It was closed, as a kill within a process is.
+
+    return {
+        "send": lambda timestep: transport.send_observation(contract_observation(timestep, client=number)),
+        "receive": lambda timestep: expect_answer(transport.receive_actions(ANSWER_TIMEOUT_S), timestep, number),
+        "borrow": lambda: kept.append(transport.loan_observation()),
+        "begin_to_wait": threading.Thread(target=wait, daemon=True).start,
+        "close": transport.close,
+        "die": transport.close,
+    }

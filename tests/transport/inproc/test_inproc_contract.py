@@ -1,0 +1,10 @@
+"""The contract within one process."""
+
+from __future__ import annotations
+
+from async_delta_inference.transport.testing import TransportContract
+
+
+class TestInprocContract(TransportContract):
+    scheme = "inproc"
+    absent_uri = "inproc://nobody-is-here"
