@@ -12,6 +12,16 @@ from async_delta_inference.transport import ObservationFeatures
 ACTION_DIM = 7
 SIDE = 64
 _SETTINGS: dict[str, dict[str, Any]] = {
+    "act": {
+        "chunk_size": 20,
+        "n_action_steps": 20,
+        "pretrained_backbone_weights": None,
+        "dim_model": 64,
+        "n_heads": 2,
+        "dim_feedforward": 128,
+        "n_encoder_layers": 1,
+        "use_vae": False,
+    },
     "diffusion": {
         "horizon": 16,
         "n_action_steps": 8,

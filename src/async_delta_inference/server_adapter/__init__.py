@@ -1,1 +1,1 @@
-"""Hosts LeRobot's own PolicyServer behind a transport."""
+"""Policies for servers: LeRobot's own PolicyServer behind any transport, and the command that serves it."""

@@ -9,30 +9,19 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from async_delta_inference import stages
 from async_delta_inference.command_line import parse_arguments, run_command
 from async_delta_inference.errors import ConfigError, MissingExtraError
+from async_delta_inference.server_adapter.embedding import Parent
 from async_delta_inference.stage_trace import write_trace
-from async_delta_inference.transport.client import LONGEST_TIMEOUT_S
-from async_delta_inference.transport.registry import split_uri
+from async_delta_inference.transport.policy import Policy
+from async_delta_inference.transport.registry import backend, known_schemes, split_uri
+from async_delta_inference.transport.server import make_server
 
 __all__ = ["ServeConfig", "main"]
 
-_DEFAULT_ADDRESS = {"grpc": "127.0.0.1:8080", "shm": "async-delta"}
-
-
-class Service(Protocol):
-    """A transport's server side."""
-
-    uri: str
-
-    def start(self) -> None:
-        """Begin to serve."""
-
-    def stop(self) -> None:
-        """End; idempotent, and nothing before `start`."""
+_LONGEST_LINGER_S = 60.0
 
 
 @dataclass(kw_only=True)
@@ -40,21 +29,17 @@ class ServeConfig:
     """Flags of ``async-delta-serve``."""
 
     transport: str = "grpc"
-    """Scheme to serve on, or several with commas: grpc, shm."""
+    """Scheme to serve on, such as grpc or shm, or that of an installed plugin; several with commas."""
     server_address: str | None = None
-    """Where to listen: 127.0.0.1:8080 (port 0: any free one) or shm://name; with commas, one per transport."""
-    fps: int = 30
-    """Control steps per second, for the timestamps of actions."""
-    inference_latency: float = 0.0
-    """Seconds that gRPC's GetActions lasts at least (upstream's default: 1/30)."""
-    obs_queue_timeout: float = 2.0
-    """Seconds that gRPC's GetActions waits for an observation."""
-    announce_fd: int | None = None
-    """File descriptor to write the URIs to once they are served, one line each."""
+    """Where to listen, such as 127.0.0.1:8080 (port 0: any free one) or shm://name; with commas, one per transport."""
+    max_sessions: int = 64
+    """Clients at the same time; a further one is refused."""
+    max_batch: int = 1
+    """Observations of different clients that the policy is given together, at most."""
+    linger_s: float = 0.0
+    """Seconds to wait for more of them once there is one."""
     trace: Path | None = None
     """Write where the time of every chunk goes to this file at the end, for https://ui.perfetto.dev."""
-    exit_with_stdin: bool = False
-    """End when standard input does: whoever holds its other end is gone."""
 
     def __post_init__(self) -> None:
         """Validate.
@@ -62,36 +47,36 @@ class ServeConfig:
         Raises:
             ConfigError: One line that names the flag and the remedy.
         """
-        if self.fps < 1:
-            raise ConfigError(f"--fps must be at least 1, got {self.fps}")
-        for name in ("inference_latency", "obs_queue_timeout"):
-            if not 0 <= getattr(self, name) <= LONGEST_TIMEOUT_S:  # also what is not a number
-                raise ConfigError(f"--{name} must not be negative, nor endless, got {getattr(self, name)}")
-        if self.announce_fd is not None:
-            try:
-                os.fstat(self.announce_fd)
-            except (OSError, OverflowError) as exc:
-                raise ConfigError(f"--announce_fd={self.announce_fd} is not open") from exc
-        self.listen_on()
+        for name in ("max_sessions", "max_batch"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"--{name} must be at least 1, got {getattr(self, name)}")
+        if not 0.0 <= self.linger_s <= _LONGEST_LINGER_S:  # also what is not a number
+            raise ConfigError(f"--linger_s must be from 0 to {_LONGEST_LINGER_S:g} seconds, got {self.linger_s}")
+        schemes, known = self._schemes(), known_schemes()
+        for scheme in schemes:
+            if scheme not in known:
+                raise ConfigError(f"unknown --transport={scheme}; known are: {', '.join(known)}")
+        if self.server_address is not None and len(self.server_address.split(",")) != len(schemes):
+            raise ConfigError(
+                f"--transport names {len(schemes)} transports, --server_address "
+                f"{len(self.server_address.split(','))} addresses"
+            )
 
-    def listen_on(self) -> list[tuple[str, str]]:
-        """(scheme, address) of each transport to serve on.
+    def uris(self) -> list[str]:
+        """Where to serve. Loads the transports.
 
         Raises:
-            ConfigError: An unknown scheme, or addresses that do not fit the transports.
+            ConfigError: An address does not fit its transport, or no other process could reach it there.
+            MissingExtraError: A transport's packages are not installed.
         """
-        schemes = [scheme.strip() for scheme in self.transport.split(",")]
-        for scheme in schemes:
-            if scheme not in _DEFAULT_ADDRESS:
-                raise ConfigError(f"unknown --transport={scheme}; known are: {', '.join(_DEFAULT_ADDRESS)}")
-        if self.server_address is None:
-            return [(scheme, _DEFAULT_ADDRESS[scheme]) for scheme in schemes]
-        addresses = [address.strip() for address in self.server_address.split(",")]
-        if len(addresses) != len(schemes):
-            raise ConfigError(
-                f"--transport names {len(schemes)} transports, --server_address {len(addresses)} addresses"
-            )
-        return [_fit(scheme, address) for scheme, address in zip(schemes, addresses, strict=True)]
+        schemes = self._schemes()
+        addresses: list[str | None] = [None] * len(schemes)
+        if self.server_address is not None:
+            addresses = [address.strip() for address in self.server_address.split(",")]
+        return [_uri(scheme, address) for scheme, address in zip(schemes, addresses, strict=True)]
+
+    def _schemes(self) -> list[str]:
+        return [scheme.strip() for scheme in self.transport.split(",")]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -104,25 +89,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _serve(config: ServeConfig) -> int:
+    parent = Parent.from_environment()
+    uris = config.uris()
     with ExitStack() as stack:
         if config.trace is not None:
             _write_trace(config.trace)  # Empty: what cannot be written is better known now than at the end.
             stages.start()
             stack.callback(_write_trace, config.trace)
-        services = _make_services(config)
-        for service in services:
-            stack.callback(service.stop)  # First: a signal may come as soon as it has started.
-            service.start()
-        for service in services:
-            print(f"serving {service.uri}", flush=True)
-        _announce(config.announce_fd, [service.uri for service in services])
-        _wait(config.exit_with_stdin)
+        server = make_server(
+            _make_policy(),
+            *uris,
+            max_sessions=config.max_sessions,
+            max_batch=config.max_batch,
+            linger_s=config.linger_s,
+        )
+        stack.callback(server.stop)  # First: a signal may come as soon as it has started.
+        server.start()
+        for uri in server.uris:
+            print(f"serving {uri}", flush=True)
+        parent.announce(server.uris)
+        _wait(parent.ends_us)
     return 0
 
 
-def _make_services(config: ServeConfig) -> list[Service]:
+def _make_policy() -> Policy:
     try:
-        return [_make_service(scheme, address, config) for scheme, address in config.listen_on()]
+        # Imported here: it loads torch and lerobot, half a minute on a slow machine, which --help must not wait for.
+        from async_delta_inference.server_adapter.policy_server import PolicyServerPolicy
+
+        return PolicyServerPolicy()
     except MissingExtraError:
         raise
     except ModuleNotFoundError as exc:
@@ -131,43 +126,17 @@ def _make_services(config: ServeConfig) -> list[Service]:
         raise ConfigError(f"LeRobot's PolicyServer cannot be loaded: {exc}") from exc
 
 
-def _make_service(scheme: str, address: str, config: ServeConfig) -> Service:
-    # Imported here: they load torch and lerobot, half a minute on a slow machine, which --help must not wait for.
-    if scheme == "grpc":
-        from async_delta_inference.server_adapter.grpc_service import GrpcService
-        from async_delta_inference.server_adapter.lerobot_internals import load_policy_server_module
-        from async_delta_inference.server_adapter.stage_probe import probe_stages
-
-        module = load_policy_server_module()
-        server_config = module.PolicyServerConfig(
-            fps=config.fps,
-            inference_latency=config.inference_latency,
-            obs_queue_timeout=config.obs_queue_timeout,
-        )
-        policy_server = module.PolicyServer(server_config)
-        if config.trace is not None:
-            probe_stages(policy_server)
-        return GrpcService(policy_server, address)
-    from async_delta_inference.server_adapter.policy_host import PolicyHost
-    from async_delta_inference.server_adapter.shm_service import ShmService
-
-    return ShmService(PolicyHost(fps=config.fps), address)
-
-
-def _fit(scheme: str, address: str) -> tuple[str, str]:
-    if "://" not in address:
-        return scheme, address
-    given, rest = split_uri(address)
-    if given != scheme:
-        raise ConfigError(f"--transport={scheme} cannot serve on {address}")
-    return scheme, rest
-
-
-def _announce(announce_fd: int | None, uris: Sequence[str]) -> None:
-    if announce_fd is None:
-        return
-    with os.fdopen(announce_fd, "w") as announcement:
-        announcement.write("\n".join(uris) + "\n")
+def _uri(scheme: str, address: str | None) -> str:
+    listener = backend(scheme).listener
+    if listener.reach == "process":
+        raise ConfigError(f"--transport={scheme} reaches nobody: its clients are in the server's own process")
+    if address is None:
+        address = listener.default_address()
+    elif "://" in address:
+        given, address = split_uri(address)
+        if given != scheme:
+            raise ConfigError(f"--transport={scheme} cannot serve on {given}://{address}")
+    return f"{scheme}://{address}"
 
 
 def _write_trace(path: Path) -> None:
@@ -177,9 +146,9 @@ def _write_trace(path: Path) -> None:
         raise ConfigError(f"--trace={path} cannot be written: {exc}") from exc
 
 
-def _wait(exit_with_stdin: bool) -> None:
+def _wait(until_stdin_ends: bool) -> None:
     """Until a signal, or until standard input ends."""
     while True:
-        select.select([sys.stdin] if exit_with_stdin else [], [], [])
-        if exit_with_stdin and not os.read(sys.stdin.fileno(), 4096):
+        select.select([sys.stdin] if until_stdin_ends else [], [], [])
+        if until_stdin_ends and not os.read(sys.stdin.fileno(), 4096):
             return

@@ -29,13 +29,12 @@ _MODULE = "lerobot.async_inference.policy_server"
 _import_lock = threading.Lock()
 
 _INTERNALS = {
-    "Ready": ("self", "request", "context"),
     "SendPolicyInstructions": ("self", "request", "context"),
     "_enqueue_observation": ("self", "obs"),
     "_get_action_chunk": ("self", "observation"),
     "_predict_action_chunk": ("self", "observation_t"),
 }
-"""Methods of PolicyServer that are called by `PolicyHost`, with their parameters."""
+"""Methods of PolicyServer that are called by `DrivenPolicyServer`, with their parameters."""
 
 _ATTRIBUTES = (
     "observation_queue",
@@ -47,10 +46,14 @@ _ATTRIBUTES = (
     "preprocessor",
     "postprocessor",
 )
-"""Attributes of PolicyServer that are read or set by `PolicyHost`."""
+"""Attributes of PolicyServer that are read or set by `DrivenPolicyServer`."""
 
 REPLACED = (
+    "PolicyServer._enqueue_observation",
+    "PolicyServer._obs_sanity_checks",
     "PolicyServer._predict_action_chunk",
+    "observations_similar",
+    "_compare_observation_states",
     "raw_observation_to_observation",
     "prepare_raw_observation",
     "prepare_image",
@@ -62,7 +65,7 @@ REPLACED = (
 )
 """Functions of lerobot.async_inference whose work this package does itself."""
 
-TESTED_DIGEST = "f605276e195feea7"
+TESTED_DIGEST = "8dbbe51200a905ad"
 """Of their source text, in lerobot 0.6.1."""
 
 

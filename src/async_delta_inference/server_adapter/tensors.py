@@ -6,7 +6,6 @@ starts.
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -23,8 +22,6 @@ __all__ = ["Preparation"]
 _STATE_KEY = "observation.state"
 _IMAGE_PREFIX = "observation.images."
 _WHITE = np.float32(255)
-_REFERENCES_OF_OURS = 3
-"""To an array that only the dictionary, a local variable and getrefcount's own argument hold."""
 
 
 class Preparation:
@@ -34,6 +31,9 @@ class Preparation:
         shapes: Of the policy's images, (channels, height, width), by LeRobot key.
         resize: LeRobot's own, for an image of another shape than the policy's.
         tables: From `image_tables`: of these images the preprocessor's work is done here, too.
+        is_forgetful: Whether the policy keeps nothing of an image that it was given: an image that goes straight to it
+            is written where the last one was, a quarter faster than into memory that the caches do not know. An image
+            that the preprocessor is given always has memory of its own, since a step may keep it.
     """
 
     def __init__(
@@ -41,11 +41,14 @@ class Preparation:
         shapes: Mapping[str, tuple[int, ...]],
         resize: Callable[[torch.Tensor, tuple[int, ...]], torch.Tensor],
         tables: Mapping[str, NDArray[np.float32]],
+        *,
+        is_forgetful: bool,
     ) -> None:
         self._shapes = shapes
         self._resize = resize
         self._tables = tables
         self._planes: dict[tuple[int, ...], NDArray[np.uint8]] = {}
+        self._is_forgetful = is_forgetful
         self._results: dict[str, NDArray[np.float32]] = {}
         with warnings.catch_warnings():
             # torch warns once per process of memory that it may not write to; nothing here writes to a slot.
@@ -55,7 +58,7 @@ class Preparation:
             torch.from_numpy(read_only)
 
     def __call__(self, observation: Observation) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-        """Tensors that share no memory with the observation.
+        """Tensors that share no memory with the observation; for a forgetful policy they are valid until the next call.
 
         Returns:
             What the preprocessor is to be given: state (1, S), task, and images (1, C, H, W) in [0, 1], float32; and
@@ -69,15 +72,14 @@ class Preparation:
         for name, image in observation.images.items():
             key = _IMAGE_PREFIX + name
             planes = self._tear_apart(image, self._shapes[key])
-            result = self._result(key, planes.shape)
             if (table := self._tables.get(key)) is not None:
+                result = self._memory_to_look_up_into(key, planes.shape)
                 for plane, levels, target in zip(planes, table, result[0], strict=True):
                     cv2.LUT(plane, levels, target)
                 finished[key] = torch.from_numpy(result)
             else:
                 # The quotient itself: a product with 1 / 255 differs in the last bit.
-                np.divide(planes, _WHITE, out=result[0])
-                batch[key] = torch.from_numpy(result)
+                batch[key] = torch.from_numpy(np.divide(planes, _WHITE)[None])
         return batch, finished
 
     def _tear_apart(self, image: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[np.uint8]:
@@ -93,12 +95,10 @@ class Preparation:
         cv2.split(image, list(planes))
         return planes
 
-    def _result(self, key: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
-        """Memory for an image of the policy's: that of the last one where nobody holds it any more, else fresh memory.
-
-        A quarter faster than fresh memory each time, which the caches do not know.
-        """
+    def _memory_to_look_up_into(self, key: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
         result = self._results.get(key)
-        if result is None or sys.getrefcount(result) > _REFERENCES_OF_OURS:
-            result = self._results[key] = np.empty((1, *shape), np.float32)
+        if result is None:
+            result = np.empty((1, *shape), np.float32)
+            if self._is_forgetful:
+                self._results[key] = result
         return result

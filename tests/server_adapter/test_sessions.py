@@ -1,0 +1,253 @@
+"""Sessions of one `PolicyServerPolicy`: nothing of one reaches another, nothing of an episode reaches the next."""
+
+from __future__ import annotations
+
+import gc
+import pickle
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from small_act import COLUMNS, FEATURES, LARGER, ROWS, ask, begin, observe, request, spec
+
+from async_delta_inference.errors import PolicyError
+from async_delta_inference.server_adapter.policy_server import PolicyServerPolicy, driven
+from async_delta_inference.server_adapter.policy_server.sessions import DrivenSession
+from async_delta_inference.transport import Answer, Observation, ObservationFeatures
+
+
+@pytest.fixture(scope="module", params=["step by step", "by upstream's method"])
+def policy(request: pytest.FixtureRequest) -> PolicyServerPolicy:
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param != "step by step":
+            patch.setattr(driven, "are_as_tested", lambda *modules: False)
+        return PolicyServerPolicy()
+
+
+@pytest.fixture
+def opened(policy: PolicyServerPolicy, checkpoint: Path) -> Iterator[Callable[..., DrivenSession]]:
+    """Opens sessions in an episode of theirs, and closes them."""
+    sessions = []
+
+    def open_session(features: ObservationFeatures = FEATURES, **changes: Any) -> DrivenSession:
+        sessions.append(policy.open(spec(checkpoint, features, **changes)))
+        begin(sessions[-1])
+        return sessions[-1]
+
+    yield open_session
+    for session in sessions:
+        session.close()
+    assert not policy._sessions
+
+
+def is_chunk(answer: Answer) -> bool:
+    return isinstance(answer, np.ndarray) and answer.shape[1:] == (COLUMNS,)
+
+
+# Beside each other.
+
+
+SHAPES: tuple[tuple[ObservationFeatures, int], ...] = (
+    (FEATURES, 12),
+    (LARGER, 5),
+    (ObservationFeatures(tuple(f"joint{i}" for i in range(8)), dict(FEATURES.images)), 1),
+)
+
+
+def stream(number: int, features: ObservationFeatures) -> list[Observation]:
+    """What one client sends: some are too similar to the last one, and must not go."""
+    seeds = [number, number, number + 10, number + 10, number + 20, number]
+    sent = []
+    for timestep, seed in enumerate(seeds):
+        observation = observe(seed, features, must_go=False)
+        observation.timestep = timestep
+        sent.append(observation)
+    return sent
+
+
+def as_bytes(answer: Answer) -> bytes | str | None:
+    return answer.tobytes() if isinstance(answer, np.ndarray) else None if answer is None else str(answer)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("together", [True, False])
+def test_sessions_at_once_get_what_each_gets_alone(
+    policy: PolicyServerPolicy, opened: Callable[..., DrivenSession], count: int, together: bool
+) -> None:
+    alone = []
+    for number, (features, rows) in enumerate(SHAPES[:count]):
+        session = opened(features, actions_per_chunk=rows)
+        alone.append([as_bytes(ask(policy, session, observation)) for observation in stream(number, features)])
+    sessions = [opened(features, actions_per_chunk=rows) for features, rows in SHAPES[:count]]
+    found: list[list[object]] = [[] for _ in sessions]
+    for observations in zip(*(stream(number, SHAPES[number][0]) for number in range(count)), strict=True):
+        requests = [request(session, one) for session, one in zip(sessions, observations, strict=True)]
+        answers = policy.infer(requests) if together else [policy.infer([one])[0] for one in requests]
+        for row, answer in zip(found, answers, strict=True):
+            row.append(as_bytes(answer))
+    assert found == alone
+    for row, (_, rows) in zip(found, SHAPES, strict=False):
+        assert [None if one is None else len(one) for one in row] == [
+            None if filtered else rows * COLUMNS * 4 for filtered in (False, True, False, True, False, False)
+        ]
+
+
+def test_a_session_that_begins_or_ends_does_not_touch_the_filter_of_another(
+    policy: PolicyServerPolicy, opened: Callable[..., DrivenSession], checkpoint: Path
+) -> None:
+    first = opened()
+    assert is_chunk(ask(policy, first, observe(0)))
+    second = policy.open(spec(checkpoint, LARGER))
+    begin(second)
+    assert is_chunk(ask(policy, second, observe(0, LARGER, must_go=False)))
+    assert is_chunk(ask(policy, second, observe(7, LARGER, must_go=False)))
+    second.close()
+    similar = observe(0, must_go=False)
+    similar.timestep = 1
+    assert ask(policy, first, similar) is None
+
+
+def test_a_request_that_fails_disturbs_no_other_of_its_call(
+    policy: PolicyServerPolicy, opened: Callable[..., DrivenSession], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sessions = [opened() for _ in range(4)]
+    expected = [as_bytes(ask(policy, session, observe(seed))) for seed, session in enumerate(sessions, 1)]
+    again = [observe(seed) for seed in range(1, 5)]
+    again[1].state[3] = np.inf
+    act, calls = policy.driven.server._get_action_chunk, []
+
+    def fail_second(batch: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            raise SystemExit("the policy left")
+        return act(batch)
+
+    monkeypatch.setattr(policy.driven.server, "_get_action_chunk", fail_second)
+    answers = policy.infer([request(session, one) for session, one in zip(sessions, again, strict=True)])
+    assert as_bytes(answers[0]) == expected[0]
+    assert isinstance(answers[1], PolicyError)
+    assert "state of timestep 2 is not finite" in str(answers[1])
+    assert isinstance(answers[2], PolicyError)
+    assert str(answers[2]) == "SystemExit: the policy left"
+    assert as_bytes(answers[3]) == expected[3]
+    assert as_bytes(ask(policy, sessions[2], observe(3))) == expected[2]
+
+
+# One after the other.
+
+
+def test_similar_observation_is_filtered_and_must_go_is_not(
+    policy: PolicyServerPolicy, opened: Callable[..., DrivenSession]
+) -> None:
+    session = opened()
+    assert is_chunk(ask(policy, session, observe(0)))
+    similar = observe(0, must_go=False)
+    similar.timestep = 1
+    assert ask(policy, session, similar) is None
+    similar.must_go = True
+    assert is_chunk(ask(policy, session, similar))
+    assert is_chunk(ask(policy, session, observe(77, must_go=False)))
+
+
+def test_nothing_of_an_episode_reaches_into_the_next(
+    policy: PolicyServerPolicy, opened: Callable[..., DrivenSession], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = opened()
+    assert is_chunk(ask(policy, session, observe(1)))
+    assert ask(policy, session, observe(1, must_go=False)) is None
+    resets: list[str] = []
+    server = policy.driven.server
+    for name in ("policy", "preprocessor", "postprocessor"):
+        monkeypatch.setattr(getattr(server, name), "reset", lambda name=name: resets.append(name))
+    begin(session, episode=1)
+    assert resets == ["policy", "preprocessor", "postprocessor"]
+    assert is_chunk(ask(policy, session, observe(1, must_go=False)))  # seen and answered before, in the last episode
+    assert len(resets) == 3
+
+
+def test_new_session_begins_anew(policy: PolicyServerPolicy, opened: Callable[..., DrivenSession]) -> None:
+    assert is_chunk(ask(policy, opened(), observe(5)))
+    assert is_chunk(ask(policy, opened(), observe(5, must_go=False)))
+
+
+def test_chunk_has_no_more_rows_than_the_session_wants(
+    policy: PolicyServerPolicy, opened: Callable[..., DrivenSession]
+) -> None:
+    for rows, expected in ((5, 5), (ROWS, ROWS), (1000, 16)):
+        answer = ask(policy, opened(actions_per_chunk=rows), observe(1))
+        assert isinstance(answer, np.ndarray)
+        assert answer.shape == (expected, COLUMNS)
+
+
+def test_images_are_not_kept(policy: PolicyServerPolicy, opened: Callable[..., DrivenSession]) -> None:
+    """A slot must be free once it was given back, whatever the filter remembers."""
+    session = opened()
+    observation = observe(3)
+    kept = [weakref.ref(image) for image in observation.images.values()]
+    assert is_chunk(ask(policy, session, observation))
+    del observation
+    gc.collect()
+    assert [image() for image in kept] == [None, None]
+
+
+def test_memory_of_predicted_timesteps_is_bounded(
+    policy: PolicyServerPolicy, opened: Callable[..., DrivenSession]
+) -> None:
+    session = opened()
+    for timestep in range(20):
+        ask(policy, session, observe(timestep))
+    assert len(pickle.dumps(policy.driven.server._predicted_timesteps)) < 100
+
+
+# What a request is given back, and errors.
+
+
+@pytest.fixture(scope="module")
+def stepwise() -> PolicyServerPolicy:
+    return PolicyServerPolicy()
+
+
+def test_slot_is_given_back_before_the_forward_pass(
+    stepwise: PolicyServerPolicy, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = stepwise.open(spec(checkpoint))
+    order: list[str] = []
+    act = stepwise.driven.server._get_action_chunk
+    monkeypatch.setattr(
+        stepwise.driven.server, "_get_action_chunk", lambda batch: (order.append("forward"), act(batch))[1]
+    )
+    observation = observe(4)
+    expected = ask(stepwise, session, observe(4))
+
+    def release() -> None:
+        order.append("release")
+        for array in (observation.state, *observation.images.values()):
+            array.setflags(write=True)
+            array[...] = 0
+
+    (answer,) = stepwise.infer([request(session, observation, release)])
+    assert order == ["forward", "release", "forward"]
+    assert as_bytes(answer) == as_bytes(expected)
+    similar = observe(4, must_go=False)
+    similar.timestep = 5
+    assert ask(stepwise, session, similar) is None  # the filter remembers the state as it was
+    session.close()
+
+
+def test_error_of_the_policy_is_an_answer_and_the_next_is_answered(
+    policy: PolicyServerPolicy, opened: Callable[..., DrivenSession], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = opened()
+
+    def fail(batch: object) -> None:
+        raise RuntimeError("the policy broke")
+
+    monkeypatch.setattr(policy.driven.server, "_get_action_chunk", fail)
+    answer = ask(policy, session, observe(1))
+    assert isinstance(answer, PolicyError)
+    assert str(answer) == "RuntimeError: the policy broke"
+    monkeypatch.undo()
+    assert is_chunk(ask(policy, session, observe(2)))
