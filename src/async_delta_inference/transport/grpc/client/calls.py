@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from secrets import token_hex
+from typing import Any, Literal
 
 import grpc
 from lerobot.transport import services_pb2, services_pb2_grpc
@@ -20,17 +21,18 @@ from async_delta_inference.errors import (
 )
 from async_delta_inference.transport.addresses import is_loopback
 from async_delta_inference.transport.client import TransportOptions
+from async_delta_inference.transport.grpc import extras
 
-__all__ = ["PolicyServerLink", "map_rpc_error"]
+__all__ = ["PolicyServerCalls", "map_rpc_error"]
 
 MAX_REPLY_BYTES = 256 * 1024 * 1024
-"""A chunk pickled row by row grows with the square of its length: gRPC's default of 4 MB holds 350 rows of 7."""
+"""A chunk that PolicyServer pickles grows with the square of its length: gRPC's default of 4 MB holds 350 rows of 7."""
 
-_APPLICATION_ERROR = "Exception calling application: "
+_GOODBYE_TIMEOUT_S = 1.0
 
 
-class PolicyServerLink:
-    """A channel to one PolicyServer.
+class PolicyServerCalls:
+    """A channel to one server.
 
     Args:
         address: ``host:port``, or ``unix:/path``.
@@ -43,6 +45,7 @@ class PolicyServerLink:
         self._options = options
         self._on_disconnect = on_disconnect
         self._connected = False
+        self._session = (extras.SESSION, token_hex(16))
         self._channel = grpc.insecure_channel(
             address,
             [
@@ -67,33 +70,51 @@ class PolicyServerLink:
         Raises:
             grpc.RpcError: See `map_rpc_error`.
         """
-        self._stub.Ready(services_pb2.Empty(), timeout=timeout_s, wait_for_ready=True)
+        self._stub.Ready(services_pb2.Empty(), timeout=timeout_s, wait_for_ready=True, metadata=[self._session])
 
-    def set_up_policy(self, data: bytes) -> None:
+    def set_up_policy(self, data: bytes, action_dim: int) -> str | None:
         """``SendPolicyInstructions``: returns when the policy is loaded.
+
+        Returns:
+            What the server says that it serves; None from LeRobot's server, which says nothing.
 
         Raises:
             grpc.RpcError: See `map_rpc_error`.
         """
-        self._stub.SendPolicyInstructions(services_pb2.PolicySetup(data=data), timeout=self._options.setup_timeout_s)
+        _, call = self._stub.SendPolicyInstructions.with_call(
+            services_pb2.PolicySetup(data=data),
+            timeout=self._options.setup_timeout_s,
+            metadata=[self._session, (extras.ACTION_DIM, str(action_dim))],
+        )
+        return extras.read_text(call.trailing_metadata(), extras.SERVES)
 
-    def send_observation(self, data: bytes) -> None:
+    def send_observation(self, data: bytes, episode: int) -> None:
         """``SendObservations``: returns when the server has it.
 
         Raises:
             grpc.RpcError: See `map_rpc_error`.
         """
         chunks = send_bytes_in_chunks(data, services_pb2.Observation, silent=True)
-        self._stub.SendObservations(chunks, timeout=self._options.inference_timeout_s)
+        metadata = [self._session, (extras.EPISODE, str(episode))]
+        self._stub.SendObservations(chunks, timeout=self._options.inference_timeout_s, metadata=metadata)
 
     def get_actions(self) -> bytes:
-        """``GetActions``: the reply's bytes, empty when the server had nothing or its inference failed.
+        """``GetActions``: the reply's bytes; empty when the server had nothing, or PolicyServer's inference failed.
 
         Raises:
             grpc.RpcError: See `map_rpc_error`.
         """
-        reply = self._stub.GetActions(services_pb2.Empty(), timeout=self._options.inference_timeout_s)
+        timeout_s = self._options.inference_timeout_s
+        reply = self._stub.GetActions(services_pb2.Empty(), timeout=timeout_s, metadata=[self._session])
         return bytes(reply.data)
+
+    def say_goodbye(self) -> None:
+        """Give the seat back. Of a server of ours only: PolicyServer would forget its other clients' observations.
+
+        Raises:
+            grpc.RpcError: It is not there any more.
+        """
+        self._stub.Ready(services_pb2.Empty(), timeout=_GOODBYE_TIMEOUT_S, metadata=[self._session])
 
     def close(self) -> None:
         """Cancel what is under way and close the channel."""
@@ -108,27 +129,30 @@ class PolicyServerLink:
             self._on_disconnect()
 
 
-def map_rpc_error(exc: grpc.RpcError, address: str, during: str) -> TransportError:
+def map_rpc_error(exc: grpc.RpcError, address: str, during: Literal["setup", "session"]) -> TransportError:
     """Our error for gRPC's; the only place that knows its status codes.
 
     Args:
         exc: What a call raised.
         address: Of the server, for the message.
-        during: ``setup`` or ``exchange``.
+        during: What the server was asked for.
     """
     call: Any = exc  # gRPC raises objects that are both an RpcError and a Call, which no annotation of its says
     code, details = call.code(), (call.details() or "").strip()
     if code is grpc.StatusCode.UNAVAILABLE:
         return PeerGoneError(f"the policy server at {address} went away: {details}")
+    if code is grpc.StatusCode.FAILED_PRECONDITION:
+        return PeerGoneError(f"the policy server at {address} knows nothing of this session: {details}")
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return TransportTimeout(f"the policy server at {address} did not answer in time")
     if code is grpc.StatusCode.CANCELLED:
         return TransportClosed(f"the call to {address} was cancelled")
     if code is grpc.StatusCode.UNIMPLEMENTED:
         return ProtocolError(f"the server at {address} is not a PolicyServer: {details}")
-    if code is grpc.StatusCode.UNKNOWN and details.startswith(_APPLICATION_ERROR):
-        reason = details.removeprefix(_APPLICATION_ERROR)
+    if code is grpc.StatusCode.UNKNOWN and details.startswith(extras.APPLICATION_ERROR):
+        reason = details.removeprefix(extras.APPLICATION_ERROR)
         if during == "setup":
             return SetupRefusedError(f"the policy server at {address} refused the policy: {reason}")
-        return PolicyError(f"the policy server at {address} failed: {reason}")
+        timestep = extras.read_count(call.trailing_metadata(), extras.TIMESTEP)
+        return PolicyError(f"the policy server at {address} failed: {reason}", timestep)
     return ProtocolError(f"the policy server at {address} answered {code.name}: {details}")

@@ -1,4 +1,4 @@
-"""Which observations are waiting, under way and unanswered: the bookkeeping of an exchange, without I/O or threads.
+"""Which observations are waiting, under way and unanswered: bookkeeping without I/O or threads.
 
 PolicyServer says the same nothing for "no observation yet" and "inference failed". The difference is in what was sent:
 an observation that must be answered and was acknowledged before ``GetActions`` began is in the server's queue, so an
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["Exchange", "Outgoing"]
+__all__ = ["Outgoing", "PendingObservations"]
 
 
 @dataclass(slots=True, eq=False)
@@ -19,10 +19,11 @@ class Outgoing:
     timestep: int
     must_go: bool
     data: bytes
+    episode: int = 0
     acknowledged: bool = False
 
 
-class Exchange:
+class PendingObservations:
     """Not thread-safe: the transport guards it with its condition."""
 
     def __init__(self) -> None:
@@ -61,7 +62,7 @@ class Exchange:
         """An empty reply to a call that began when ``due`` was owed.
 
         Returns:
-            True when inference failed on it; False when the server may have filtered it.
+            True when PolicyServer's inference failed on it; False when the server may have filtered it.
         """
         if due not in self._unanswered:
             return False
@@ -73,9 +74,15 @@ class Exchange:
         if outgoing in self._unanswered:
             self._unanswered.remove(outgoing)
 
-    def restart(self) -> None:
-        """The server is a new one: what it owes is owed no more, and the newest unanswered observation waits again."""
+    def restart(self) -> bool:
+        """The server is a new one: what it owes is owed no more, and the newest unanswered observation waits again.
+
+        Returns:
+            Whether the old server was lost with something that it had to answer.
+        """
+        owed = bool(self._unanswered)
         if self._waiting is None and self._unanswered:
             self._waiting = self._unanswered[-1]
             self._waiting.acknowledged = False
         self._unanswered.clear()
+        return owed

@@ -1,0 +1,1 @@
+"""The client's half: calls, what they owe, and the transport around them."""

@@ -1,0 +1,1 @@
+"""The server's half: LeRobot's service over a `SessionHost`."""

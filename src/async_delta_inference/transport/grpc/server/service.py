@@ -1,0 +1,207 @@
+"""LeRobot's ``AsyncInference`` service over a `SessionHost`: what its four calls do.
+
+Sessions are told apart by their connection, or by the id that our own client sends with every call. RobotClients on one
+Unix socket cannot be told apart and share one session.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+import grpc
+from lerobot.transport import services_pb2, services_pb2_grpc
+
+from async_delta_inference.errors import (
+    InvalidMessageError,
+    PeerGoneError,
+    PolicyError,
+    ProtocolError,
+    SetupRefusedError,
+)
+from async_delta_inference.transport.grpc import extras
+from async_delta_inference.transport.grpc.server.connections import TcpConnections
+from async_delta_inference.transport.grpc.server.session import GrpcSession, SessionTable
+from async_delta_inference.transport.grpc.wire import Wanted, decode_observation, decode_policy, encode_actions
+from async_delta_inference.transport.host import SessionHost
+from async_delta_inference.transport.messages import SessionSpec
+from async_delta_inference.transport.policy import PolicyNeeds
+
+__all__ = ["PolicyService"]
+
+_OPEN_SLICE_S = 10.0
+_DEADLINE_SLACK_S = 0.5
+"""A client gives up at its own deadline, which the server counts from a little later."""
+
+
+class PolicyService(services_pb2_grpc.AsyncInferenceServicer):  # type: ignore[misc]
+    """The four calls. Each runs in a thread of gRPC's, and may wait there.
+
+    Args:
+        host: Where the sessions go.
+        connections: To the listener's port.
+    """
+
+    def __init__(self, host: SessionHost, connections: TcpConnections) -> None:
+        self._host = host
+        self._connections = connections
+        self._sessions = SessionTable()
+
+    def end_all(self, reason: str) -> None:
+        """End every session, so that no call waits any longer."""
+        for session in self._sessions.all():
+            session.end(reason)
+
+    def Ready(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+        """A client is there, or says goodbye: its last session is over, and nobody else's."""
+        self._forget(context)
+        return services_pb2.Empty()
+
+    def SendPolicyInstructions(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+        """Begin a session; returns when the policy is loaded."""
+        self._forget(context)
+        try:
+            needs = self._begin(request.data, context)
+        except (SetupRefusedError, ProtocolError, InvalidMessageError) as exc:
+            _abort(context, grpc.StatusCode.UNKNOWN, f"{extras.APPLICATION_ERROR}{extras.shortened(str(exc))}")
+        except PeerGoneError as exc:
+            _abort(context, grpc.StatusCode.UNAVAILABLE, extras.shortened(str(exc)))
+        context.set_trailing_metadata(((extras.SERVES, extras.shortened(needs.description).encode()),))
+        return services_pb2.Empty()
+
+    def SendObservations(self, request_iterator: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+        """Take an observation, which comes in pieces."""
+        with self._call(context) as session:
+            try:
+                data = _join(request_iterator, session.most_bytes)
+                observation = decode_observation(data, session.spec.features)
+            except ProtocolError as exc:
+                _abort(context, grpc.StatusCode.INVALID_ARGUMENT, extras.shortened(str(exc)))
+            observation.episode = extras.read_count(context.invocation_metadata(), extras.EPISODE) or 0
+            session.post(observation)
+        return services_pb2.Empty()
+
+    def GetActions(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+        """Wait for the next chunk; empty when nothing is owed."""
+        with self._call(context) as session:
+            try:
+                reply = session.wait_for_reply(context.is_active)
+            except PeerGoneError as exc:
+                _abort(context, grpc.StatusCode.UNAVAILABLE, extras.shortened(str(exc)))
+            if isinstance(reply, PolicyError):
+                context.set_trailing_metadata(((extras.TIMESTEP, str(reply.timestep)),))
+                _abort(context, grpc.StatusCode.UNKNOWN, f"{extras.APPLICATION_ERROR}{extras.shortened(str(reply))}")
+            return services_pb2.Actions(data=encode_actions(reply) if reply is not None else b"")
+
+    # Sessions.
+
+    def _begin(self, data: bytes, context: grpc.ServicerContext) -> PolicyNeeds:
+        """Have a session opened, and wait until it is.
+
+        Raises:
+            SetupRefusedError, ProtocolError, InvalidMessageError: There is none, and why.
+            PeerGoneError: The client has gone, or the server was stopped.
+        """
+        spec = self._spec_of(decode_policy(data), context)
+        needs = self._host.describe(spec)
+        session = GrpcSession(spec, self._host.ring, context.peer(), self._connections)
+        self._host.reserve(session, needs)
+        self._sessions.put(_key_of(context), session)
+        with self._watched(session, context):
+            self._host.enter(session)
+            while (opened := session.wait_until_open(_OPEN_SLICE_S)) is None:
+                if not context.is_active():
+                    raise PeerGoneError("the client does not wait for its session any more")
+            return opened
+
+    def _spec_of(self, wanted: Wanted, context: grpc.ServicerContext) -> SessionSpec:
+        """What a client asks for. LeRobot's protocol does not carry the length of an action."""
+        action_dim = extras.read_count(context.invocation_metadata(), extras.ACTION_DIM)
+        if action_dim is None:
+            needs = self._host.needs_of(wanted.spec(action_dim=1))
+            if needs.action_dim is None:
+                raise SetupRefusedError(
+                    f"LeRobot's protocol does not say how many numbers an action of the robot's has, and the policy "
+                    f"{needs.description} does not say it either: have its describe() give PolicyNeeds.action_dim"
+                )
+            action_dim = needs.action_dim
+        return wanted.spec(action_dim)
+
+    def _forget(self, context: grpc.ServicerContext) -> None:
+        session = self._sessions.remove(_key_of(context))
+        if session is not None:
+            session.end("its client began anew")
+            self._host.leave(session)
+
+    def _leave(self, session: GrpcSession) -> None:
+        self._sessions.discard(session)
+        session.end("the connection to the client was lost")
+        self._host.leave(session)
+
+    # Calls.
+
+    @contextmanager
+    def _call(self, context: grpc.ServicerContext) -> Iterator[GrpcSession]:
+        """The session that a call belongs to, for as long as it takes."""
+        session = self._sessions.get(_key_of(context))
+        if session is None:
+            _abort(
+                context,
+                grpc.StatusCode.FAILED_PRECONDITION,
+                "this connection has no session: call Ready and SendPolicyInstructions first",
+            )
+        session.call_begins(context.peer())
+        try:
+            with self._watched(session, context):
+                yield session
+        finally:
+            session.call_ends()
+
+    @contextmanager
+    def _watched(self, session: GrpcSession, context: grpc.ServicerContext) -> Iterator[None]:
+        """Ends the session when its client goes away while a call of it is under way."""
+        under_way = True
+
+        def terminated() -> None:
+            session.wake()
+            remaining_s = context.time_remaining()
+            if under_way and (remaining_s is None or remaining_s > _DEADLINE_SLACK_S):
+                self._leave(session)
+
+        if not context.add_callback(terminated):
+            terminated()
+        try:
+            yield
+        finally:
+            under_way = False
+
+
+def _key_of(context: grpc.ServicerContext) -> str:
+    """What tells a client apart from others."""
+    session = extras.read_session(context.invocation_metadata())
+    return context.peer() if session is None else f"session {session}"
+
+
+def _join(pieces: Iterable[Any], most_bytes: int) -> bytes:
+    """The bytes that LeRobot's ``send_bytes_in_chunks`` cut into pieces.
+
+    Raises:
+        ProtocolError: They do not end, or are more than an observation has.
+    """
+    parts: list[bytes] = []
+    for piece in pieces:
+        if piece.transfer_state == services_pb2.TransferState.TRANSFER_BEGIN:
+            parts.clear()
+        parts.append(piece.data)
+        if sum(map(len, parts)) > most_bytes:
+            raise ProtocolError(f"the client sent more than the {most_bytes} bytes that an observation has")
+        if piece.transfer_state == services_pb2.TransferState.TRANSFER_END:
+            return parts[0] if len(parts) == 1 else b"".join(parts)
+    raise ProtocolError("the client sent an observation that does not end")
+
+
+def _abort(context: grpc.ServicerContext, code: grpc.StatusCode, details: str) -> NoReturn:
+    """End a call. It raises, in annotations as well as in fact."""
+    context.abort(code, details)
+    raise AssertionError("abort raises")

@@ -1,0 +1,147 @@
+"""`GrpcSession`: one client's session, and who it belongs to."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+from async_delta_inference.errors import PolicyError
+from async_delta_inference.transport.grpc.server.connections import TcpConnections
+from async_delta_inference.transport.grpc.wire import longest_observation
+from async_delta_inference.transport.mailbox import Filtered, MailboxSession
+from async_delta_inference.transport.messages import ActionChunk, Observation, SessionSpec
+
+__all__ = ["GrpcSession", "SessionTable"]
+
+OBS_QUEUE_TIMEOUT_S = 2.0
+"""How long ``GetActions`` waits when nothing is owed: PolicyServer's default."""
+
+_LONGEST_SILENCE_S = 60.0
+"""Of a client whose connection cannot be looked up, and that has no call under way."""
+
+
+class GrpcSession(MailboxSession):
+    """The observations and replies of one client of LeRobot's protocol.
+
+    Args:
+        spec: What the client asked for.
+        ring: Wakes the inference loop.
+        peer: The client's end of its connection, as gRPC names it.
+        connections: Tells whether that is open.
+    """
+
+    def __init__(self, spec: SessionSpec, ring: Callable[[], None], peer: str, connections: TcpConnections) -> None:
+        super().__init__(spec, f"the client at {peer}", ring)
+        self.most_bytes = longest_observation(spec.features)
+        self._peer = peer
+        self._connections = connections
+        self._calls_under_way = 0
+        self._heard_s = time.monotonic()
+        self._newest_taken = -1
+
+    # Called by the service, from the threads of calls.
+
+    def call_begins(self, peer: str) -> None:
+        """A call of the client's began."""
+        with self._condition:
+            self._peer = peer
+            self._calls_under_way += 1
+
+    def call_ends(self) -> None:
+        """It ended, however."""
+        with self._condition:
+            self._calls_under_way -= 1
+            self._heard_s = time.monotonic()
+
+    def wake(self) -> None:
+        """Have `wait_for_reply` look whether anybody still wants the reply."""
+        with self._condition:
+            self._condition.notify_all()
+
+    def post(self, observation: Observation) -> None:
+        """See `MailboxSession`; what PolicyServer would leave out, because it was answered, is left out."""
+        if observation.must_go or observation.timestep != self._newest_taken:
+            super().post(observation)
+
+    def wait_for_reply(self, is_wanted: Callable[[], bool]) -> ActionChunk | PolicyError | None:
+        """The next reply; None when nothing is owed for `OBS_QUEUE_TIMEOUT_S`, or nobody wants it any more.
+
+        Args:
+            is_wanted: Whether the call that asks goes on; a reply is not taken for one that does not.
+
+        Raises:
+            PeerGoneError: The session is over.
+        """
+        until_s = time.monotonic() + OBS_QUEUE_TIMEOUT_S
+        while True:
+            with self._condition:
+                self._condition.wait_for(
+                    lambda: self._replies or self._end is not None or not is_wanted(), OBS_QUEUE_TIMEOUT_S
+                )
+                if not is_wanted():
+                    return None
+                reply = self.next_reply(0.0)
+            if reply is None and time.monotonic() >= until_s and not self.owes_reply():
+                return None
+            if reply is not None and not isinstance(reply, Filtered):
+                return reply
+
+    # Called by the host.
+
+    def take(self) -> Observation | None:
+        """See `ServedSession`."""
+        observation = super().take()
+        if observation is not None:
+            self._newest_taken = observation.timestep
+        return observation
+
+    def has_left(self) -> bool:
+        """See `ServedSession`."""
+        is_open = self._connections.is_open(self._peer)
+        if is_open is None:
+            return self._calls_under_way == 0 and time.monotonic() - self._heard_s > _LONGEST_SILENCE_S
+        return not is_open
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing will come of it any more."""
+        return self._end is not None
+
+
+class SessionTable:
+    """Sessions by what tells their clients apart. For any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._sessions: dict[str, GrpcSession] = {}
+
+    def get(self, key: str) -> GrpcSession | None:
+        """The session of a client, be it over; None when it has none."""
+        with self._lock:
+            return self._sessions.get(key)
+
+    def put(self, key: str, session: GrpcSession) -> None:
+        """Remember a client's session, and forget those that are over and whose clients cannot ask why."""
+        with self._lock:
+            stale = [other for other, old in self._sessions.items() if old.is_over and old.has_left()]
+            for other in stale:
+                del self._sessions[other]
+            self._sessions[key] = session
+
+    def remove(self, key: str) -> GrpcSession | None:
+        """Forget a client's session, and return it."""
+        with self._lock:
+            return self._sessions.pop(key, None)
+
+    def discard(self, session: GrpcSession) -> None:
+        """Forget a session, unless its client has another one already."""
+        with self._lock:
+            for key, known in list(self._sessions.items()):
+                if known is session:
+                    del self._sessions[key]
+
+    def all(self) -> list[GrpcSession]:
+        """All of them."""
+        with self._lock:
+            return list(self._sessions.values())
