@@ -99,15 +99,23 @@ class SessionHost:
         Raises:
             SetupRefusedError: The policy will not serve it, or the session does not bring what the policy needs.
         """
+        needs = self.needs_of(spec)
+        needs.check(spec)
+        return needs
+
+    def needs_of(self, spec: SessionSpec) -> PolicyNeeds:
+        """What the policy says of itself and of such a session, whether or not that satisfies it.
+
+        Raises:
+            SetupRefusedError: The policy will not serve it.
+        """
         try:
-            needs = self._policy.describe(spec)
+            return self._policy.describe(spec)
         except SetupRefusedError:
             raise
         except Exception as exc:
             logger.exception("the policy cannot describe what it needs")
             raise SetupRefusedError(f"the policy cannot say what it needs: {type(exc).__name__}: {exc}") from exc
-        needs.check(spec)
-        return needs
 
     def reserve(self, session: ServedSession, needs: PolicyNeeds) -> None:
         """Keep a seat for a session; `leave` gives it back.
