@@ -13,14 +13,12 @@ from async_delta_inference.client.control.options import ControlOptions
 from async_delta_inference.errors import ConfigError, InvalidMessageError
 from async_delta_inference.transport import TransportOptions, known_schemes
 from async_delta_inference.transport.addresses import is_loopback
-from async_delta_inference.transport.registry import split_uri
+from async_delta_inference.transport.registry import backend, split_uri
 
 __all__ = ["SimClientConfig"]
 
 SLOWEST_FPS, FASTEST_FPS = 1e-3, 1e6
 """Steps per second; beyond them a step lasts a quarter of an hour, or less than looking at the clock."""
-
-_EMBEDDED_SCHEMES = ("shm", "grpc")
 
 
 @dataclass(kw_only=True)
@@ -29,12 +27,12 @@ class SimClientConfig:
 
     env: Any
     """LeRobot environment configuration, such as --env.type=libero."""
-    policy_type: str
-    """LeRobot policy type, such as act."""
-    pretrained_name_or_path: str
-    """Checkpoint folder, or hub name."""
     actions_per_chunk: int
     """Number of actions the server sends per chunk, at most."""
+    policy_type: str = ""
+    """LeRobot policy type, such as act; empty, with a server that is there already: whatever it serves."""
+    pretrained_name_or_path: str = ""
+    """Checkpoint folder, or hub name; empty, with a server that is there already: whatever it serves."""
     policy_device: str = "cpu"
     """Torch device of the policy on the server."""
     client_device: str = "cpu"
@@ -50,8 +48,8 @@ class SimClientConfig:
     """Default: outputs/eval/<date>/<time>_<env>_<policy>."""
 
     transport: str | None = None
-    """Scheme of the transport, grpc or shm; none: that of --server_address, which is grpc where it names no scheme,
-    and shm for a server of its own."""
+    """Scheme of the transport, such as grpc or shm, or that of an installed plugin; none: that of --server_address,
+    which is grpc where it names no scheme, and shm for a server of its own."""
     server_address: str | None = None
     """Where a policy server listens, such as 127.0.0.1:8080 or shm://name; none: a server of its own is started."""
 
@@ -109,8 +107,11 @@ class SimClientConfig:
         """
         self._take_what_python_writes()
         self._check_numbers()
-        _require(bool(self.policy_type), "--policy_type must not be empty, use for example act")
-        _require(bool(self.pretrained_name_or_path), "--pretrained_name_or_path must name a checkpoint")
+        _require(
+            bool(self.policy_type) == bool(self.pretrained_name_or_path),
+            "--policy_type and --pretrained_name_or_path belong together: give both, or neither for a server that is "
+            "there already and serves what it serves",
+        )
         _require(self.actions_per_chunk >= 1, f"--actions_per_chunk must be at least 1, got {self.actions_per_chunk}")
         _require(self.n_episodes >= 1, f"--n_episodes must be at least 1, got {self.n_episodes}")
         _require(self.n_videos >= 0, f"--n_videos must not be negative, got {self.n_videos}")
@@ -187,11 +188,6 @@ class SimClientConfig:
             self.transport in known_schemes(),
             f"unknown --transport={self.transport}; known are: {', '.join(known_schemes())}",
         )
-        _require(
-            self.server_address is not None or self.transport in _EMBEDDED_SCHEMES,
-            f"--transport={self.transport} needs a --server_address: a server of its own speaks "
-            f"{' or '.join(_EMBEDDED_SCHEMES)}",
-        )
         _require(self.server_address != "", "--server_address must not be empty; leave it out for a server of its own")
 
     @property
@@ -203,8 +199,14 @@ class SimClientConfig:
 
     @property
     def shares_files(self) -> bool:
-        """Whether the server sees this machine's files, so that a path to a checkpoint can be checked here."""
-        return self.uri is None or self.transport == "shm" or is_loopback(split_uri(self.uri)[1])
+        """Whether the server sees this machine's files, so that a path to a checkpoint can be checked here.
+
+        Loads the transport.
+        """
+        if self.uri is None:
+            return True
+        scheme, address = split_uri(self.uri)
+        return backend(scheme).listener.reach != "network" or is_loopback(address)
 
     def transport_options(self) -> TransportOptions:
         """The deadlines.
@@ -232,17 +234,7 @@ class SimClientConfig:
             on_starvation=self.on_starvation,
             render=self.render,
             client_device=self.client_device,
-            patience_s=self._patience_s(),
         )
-
-    def _patience_s(self) -> float:
-        """How old a request may get: answered in time, after the server came back and was set up again where it may.
-
-        Transports keep each of these deadlines; this is for one that does not.
-        """
-        if self.uri is None or not self.reconnect_timeout_s:
-            return self.inference_timeout_s
-        return self.reconnect_timeout_s + self.setup_timeout_s + self.inference_timeout_s
 
 
 def _require(condition: bool, message: str) -> None:

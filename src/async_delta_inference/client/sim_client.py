@@ -51,6 +51,8 @@ class SimClient:
     Args:
         config: What to evaluate, where, and how.
         environments: Instead of those that ``config.env`` names.
+        transport: Not yet connected; instead of the one that ``config.server_address`` names. It is connected by
+            `start` and closed by `stop`.
         observers: Told of every step, episode and run, besides those that the flags ask for.
     """
 
@@ -59,11 +61,12 @@ class SimClient:
         config: SimClientConfig,
         *,
         environments: Sequence[Environment] | None = None,
+        transport: Transport | None = None,
         observers: Iterable[RunObserver] = (),
     ) -> None:
         self.config = config
         self.output_dir: Path = config.output_dir or default_output_dir(
-            getattr(config.env, "type", "env"), config.policy_type
+            getattr(config.env, "type", "env"), config.policy_type or "served"
         )
         self.result = EvaluationResult()
         """Grows with every episode; complete when `control_loop` returns."""
@@ -71,7 +74,7 @@ class SimClient:
         self._observer = Observers([*configured_observers(config, self.output_dir), *observers])
         self._server: EmbeddedServer | None = None
         self._stage_trace: StageTraceFile | None = None
-        self._transport: Transport | None = None
+        self._transport = transport
         self._source: ChunkSource | None = None
         self._recorded_delays: tuple[int, ...] = ()
         self._started = False
@@ -114,21 +117,26 @@ class SimClient:
     def _start(self) -> None:
         config = self.config
         # What may be missing first: a server and simulators take a minute to start.
+        serves_itself = self._transport is None and config.uri is None
+        if serves_itself and not config.policy_type:
+            raise ConfigError(
+                "name what to evaluate: --policy_type and --pretrained_name_or_path, or the --server_address of a "
+                "server that is there already"
+            )
         if config.inference_delay_trace is not None:
             self._recorded_delays = read_recorded_delays(config.inference_delay_trace)
-        checkpoint = local_checkpoint(config.pretrained_name_or_path, shares_files=config.shares_files)
+        checkpoint = self._find_checkpoint()
         check_device(config.client_device)
         make_output_dir(self.output_dir)
-        if config.uri is not None:
+        if self._transport is None and config.uri is not None:
             self._transport = open_transport(config.uri, config.transport_options())
         if config.trace is not None:
             self._stage_trace = StageTraceFile(config.trace)
-        if config.uri is None:
+        if serves_itself:
             # First, since it loads for as long as the environments do.
-            fps = config.fps or getattr(config.env, "fps", None) or 30
             assert config.transport is not None  # resolved by the configuration
             trace = None if self._stage_trace is None else self._stage_trace.server_path
-            self._server = EmbeddedServer(config.transport, float(fps), self.output_dir / "server.log", trace)
+            self._server = EmbeddedServer(config.transport, self.output_dir / "server.log", trace)
         if self._environments is None:
             self._environments = make_environments(config.env)
         spec = session_spec(config, self._started_environments(), checkpoint)
@@ -140,6 +148,13 @@ class SimClient:
         self._transport.connect(spec)
         self._source = ChunkSource(self._transport)
         self._source_exists.set()
+
+    def _find_checkpoint(self) -> Path | None:
+        """The policy's folder, where this machine has it and the server reads it from here."""
+        config = self.config
+        if not config.policy_type or self._transport is not None:
+            return None
+        return local_checkpoint(config.pretrained_name_or_path, shares_files=config.shares_files)
 
     def receive_actions(self) -> None:
         """Receive in this thread until `stop`; optional, `control_loop` receives by itself otherwise."""
@@ -164,7 +179,7 @@ class SimClient:
             raise ConfigError("call start() before control_loop()")
         environments = self._started_environments()
         queue = ActionQueue(environments[0].action_dim, aggregate_function(self.config.aggregate_fn_name))
-        self.result = EvaluationResult(fps=self.fps)
+        self.result = EvaluationResult(fps=self.fps, policy=self._policy_in_words())
         started_s = time.perf_counter()
         self._looping = True
         self._observer.run_started(environments, self.config.n_episodes)
@@ -230,6 +245,11 @@ class SimClient:
         finally:
             # One simulator at a time: LIBERO's take 3 GB each.
             environment.close()
+
+    def _policy_in_words(self) -> str:
+        """What the server says that it serves, or else what was asked of it."""
+        described = self._transport.description if self._transport is not None else ""
+        return described or f"{self.config.policy_type} from {self.config.pretrained_name_or_path}"
 
     def _started_environments(self) -> list[Environment]:
         if not self._environments:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from async_delta_inference import stages
 from async_delta_inference.command_line import parse_arguments, run_command
+from async_delta_inference.embedding import Parent
 from async_delta_inference.errors import ConfigError, MissingExtraError
-from async_delta_inference.server_adapter.embedding import Parent
 from async_delta_inference.stage_trace import write_trace
 from async_delta_inference.transport.policy import Policy
 from async_delta_inference.transport.registry import backend, known_schemes, split_uri
@@ -62,8 +62,11 @@ class ServeConfig:
                 f"{len(self.server_address.split(','))} addresses"
             )
 
-    def uris(self) -> list[str]:
+    def uris(self, *, embedded: bool = False) -> list[str]:
         """Where to serve. Loads the transports.
+
+        Args:
+            embedded: Whether the server is somebody's own, and so takes an address that nobody else has.
 
         Raises:
             ConfigError: An address does not fit its transport, or no other process could reach it there.
@@ -73,7 +76,7 @@ class ServeConfig:
         addresses: list[str | None] = [None] * len(schemes)
         if self.server_address is not None:
             addresses = [address.strip() for address in self.server_address.split(",")]
-        return [_uri(scheme, address) for scheme, address in zip(schemes, addresses, strict=True)]
+        return [_uri(scheme, address, embedded) for scheme, address in zip(schemes, addresses, strict=True)]
 
     def _schemes(self) -> list[str]:
         return [scheme.strip() for scheme in self.transport.split(",")]
@@ -90,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _serve(config: ServeConfig) -> int:
     parent = Parent.from_environment()
-    uris = config.uris()
+    uris = config.uris(embedded=parent.ends_us)
     with ExitStack() as stack:
         if config.trace is not None:
             _write_trace(config.trace)  # Empty: what cannot be written is better known now than at the end.
@@ -126,12 +129,12 @@ def _make_policy() -> Policy:
         raise ConfigError(f"LeRobot's PolicyServer cannot be loaded: {exc}") from exc
 
 
-def _uri(scheme: str, address: str | None) -> str:
+def _uri(scheme: str, address: str | None, embedded: bool) -> str:
     listener = backend(scheme).listener
     if listener.reach == "process":
         raise ConfigError(f"--transport={scheme} reaches nobody: its clients are in the server's own process")
     if address is None:
-        address = listener.default_address()
+        address = listener.unused_address() if embedded else listener.default_address()
     elif "://" in address:
         given, address = split_uri(address)
         if given != scheme:

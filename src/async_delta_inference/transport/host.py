@@ -67,7 +67,9 @@ class SessionHost:
             sessions = list(self._reserved)
         for session in sessions:
             self._tell_end(session, "the server was stopped")
-        self.ring()
+        with self._lock:
+            if not self._finished:  # Else its bell may have been taken down.
+                self.ring()
         if self._thread.ident is None:
             self._close_all()
         elif self._thread is not threading.current_thread():
@@ -196,12 +198,12 @@ class SessionHost:
         self._close_all()
 
     def _serve(self, taken: Sequence[Seat]) -> None:
-        for seat in taken:
-            if seat.observation.episode != seat.episode:
-                taken = [seat for seat in taken if self._is_in_episode(seat)]
-                if not taken:
-                    return
-                break
+        if len(taken) > 1:
+            taken = [seat for seat in taken if self._is_in_episode(seat)]
+            if not taken:
+                return
+        elif taken[0].observation.episode != taken[0].episode and not self._is_in_episode(taken[0]):
+            return
         try:
             answers = self._policy.infer(taken)
             if len(answers) != len(taken):
@@ -209,11 +211,11 @@ class SessionHost:
         except (Exception, SystemExit) as exc:
             logger.debug("inference failed", exc_info=True)
             answers = [_as_policy_error(exc)] * len(taken)
-        for seat, answer in zip(taken, answers, strict=True):
+        for i in range(len(taken)):
             try:
-                self._reply(seat, answer)
+                self._reply(taken[i], answers[i])
             except Exception as exc:  # noqa: BLE001 - it ends this session alone
-                self._inbox.failed.append((seat, exc))
+                self._inbox.failed.append((taken[i], exc))
 
     def _is_in_episode(self, seat: Seat) -> bool:
         """Whether the policy is reset for the episode of the seat's observation; else the client was told."""

@@ -22,7 +22,6 @@ from async_delta_inference.client.control.options import ControlOptions
 from async_delta_inference.client.environments.base import Environment
 from async_delta_inference.client.record.observers import RunObserver
 from async_delta_inference.client.record.results import ChunkRecord, EpisodeResult
-from async_delta_inference.errors import TransportTimeout
 from async_delta_inference.transport import ActionChunk, Transport
 
 __all__ = ["ControlLoop"]
@@ -203,8 +202,6 @@ class ControlLoop:
         if request.due_step is None:
             while self._request is not None and (chunk := self._source.next_chunk(0.0)) is not None:
                 self._merge(chunk, step)
-            if self._request is request:
-                self._check_age(request)
         elif request.due_step <= step:
             self._wait_for_answer(request, step)
 
@@ -222,16 +219,6 @@ class ControlLoop:
             chunk = self._source.next_chunk(_SLICE_S)
             if chunk is not None:
                 self._merge(chunk, step)
-            else:
-                self._check_age(request)
-
-    def _check_age(self, request: _Request) -> None:
-        age_s = (time.monotonic_ns() - request.captured_ns) * 1e-9
-        if age_s > self._options.patience_s:
-            raise TransportTimeout(
-                f"the server did not answer timestep {request.timestep} within {self._options.patience_s:g} s: "
-                "is its inference slow? Raise --inference_timeout_s, or look into its log"
-            )
 
     def _merge(self, chunk: ActionChunk, step: int) -> None:
         if chunk.timestep < self._first_timestep:

@@ -19,7 +19,6 @@ class ControlOptions:
         on_starvation: ``wait`` or ``hold``.
         render: ``on_demand`` or ``always``.
         client_device: Torch device of the actions given to the environment.
-        patience_s: Age at which an unanswered request ends the run.
     """
 
     seed: int
@@ -29,4 +28,3 @@ class ControlOptions:
     on_starvation: str
     render: str
     client_device: str
-    patience_s: float

@@ -47,7 +47,10 @@ def eval_info(result: EvaluationResult, video_of: VideoOf = _no_video) -> dict[s
     overall = _aggregate(result.episodes, video_of)
     overall["eval_s"] = result.eval_s
     overall["eval_ep_s"] = result.eval_s / max(1, len(result.episodes))
-    overall["async"] = async_figures(result.episodes) | {"inference_delay_steps": list(result.inference_delay_steps)}
+    overall["async"] = async_figures(result.episodes) | {
+        "policy": result.policy,
+        "inference_delay_steps": list(result.inference_delay_steps),
+    }
     return {"per_task": per_task, "per_group": per_group, "overall": overall}
 
 

@@ -103,12 +103,14 @@ class EvaluationResult:
         episodes: In the order they were run.
         fps: Control steps per second.
         eval_s: Wall time of the run.
+        policy: What was evaluated, as the server says of itself.
         inference_delay_steps: In the simulated clock, the delays used; empty in the realtime clock.
     """
 
     episodes: list[EpisodeResult] = field(default_factory=list)
     fps: float = 0.0
     eval_s: float = 0.0
+    policy: str = ""
     inference_delay_steps: tuple[int, ...] = ()
 
     @property

@@ -8,11 +8,11 @@ import signal
 import subprocess
 import sys
 import time
-import uuid
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from async_delta_inference.embedding import ANNOUNCE_FD, EXIT_WITH_STDIN
 from async_delta_inference.errors import PeerUnreachableError
 
 __all__ = ["EmbeddedServer"]
@@ -28,27 +28,25 @@ class EmbeddedServer:
     process is killed, ends the child.
 
     Args:
-        transport: Scheme to serve on.
-        fps: Control steps per second, for the timestamps that PolicyServer computes.
+        transport: Scheme to serve on; the child takes an address that nobody else has.
         log_path: The file that takes what the server prints.
         trace: The file that takes its stages when it ends; None: they are not recorded.
     """
 
-    def __init__(self, transport: str, fps: float, log_path: Path, trace: Path | None = None) -> None:
+    def __init__(self, transport: str, log_path: Path, trace: Path | None = None) -> None:
         self.log_path = log_path
         log_path.parent.mkdir(parents=True, exist_ok=True)
-        address = f"shm://embedded-{uuid.uuid4().hex[:12]}" if transport == "shm" else "127.0.0.1:0"
         self._announcement, write_end = os.pipe()
         command = [
             *(sys.executable, "-m", "async_delta_inference.server_adapter"),
             f"--transport={transport}",
-            f"--server_address={address}",
-            f"--fps={max(1, round(fps))}",
-            "--inference_latency=0",
-            f"--announce_fd={write_end}",
-            "--exit_with_stdin=true",
             *([] if trace is None else [f"--trace={trace}"]),
         ]
+        environment = os.environ | {
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+            ANNOUNCE_FD: str(write_end),
+            EXIT_WITH_STDIN: "1",
+        }
         try:
             with log_path.open("wb") as log:
                 self._process = subprocess.Popen(
@@ -59,7 +57,7 @@ class EmbeddedServer:
                     pass_fds=(write_end,),
                     # A Ctrl-C at the terminal is the client's to handle: the server must outlive it by a moment.
                     start_new_session=True,
-                    env=os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")},
+                    env=environment,
                 )
         finally:
             os.close(write_end)
