@@ -93,7 +93,9 @@ class SessionHost:
 
     def ring(self) -> None:
         """Wake the inference loop: a session has something for it."""
-        self._inbox.bell.ring()
+        with self._lock:
+            if not self._finished:  # Once it has, a listener may have taken its bell down.
+                self._inbox.bell.ring()
 
     def describe(self, spec: SessionSpec) -> PolicyNeeds:
         """What the policy says of itself and of such a session, which satisfies it.
