@@ -49,6 +49,11 @@ class Remote:
         """Of its process; None for a thread."""
         return None if self._process is None else self._process.pid
 
+    @property
+    def alive(self) -> bool:
+        """False once it was killed."""
+        return not self._connection.closed
+
     def ask(self, command: str, *arguments: object) -> Any:
         """Have it do something and return what comes of it.
 

@@ -91,6 +91,7 @@ class LifetimeCases(ContractBase):
             transport.receive_actions(WAIT_S)
         with pytest.raises(PeerGoneError):
             transport.send_observation(contract_observation(1))
+        _expect_nobody(peer.uri)
 
     def test_death_of_the_peer_while_idle(self, transport: Transport, peer: ServedPeer) -> None:
         transport.send_observation(contract_observation(0))
@@ -98,11 +99,10 @@ class LifetimeCases(ContractBase):
         peer.kill()
         with pytest.raises(PeerGoneError):
             transport.receive_actions(WAIT_S)
+        _expect_nobody(peer.uri)
 
     def test_nobody_at_the_address(self) -> None:
-        with open_transport(self.absent_uri, IMPATIENT) as transport, pytest.raises(PeerUnreachableError):
-            transport.connect(CONTRACT_POLICY)
-        assert transport.closed
+        _expect_nobody(self.absent_uri)
 
     def test_server_that_is_stopped_says_so_to_who_waits(self, transport: Transport, peer: ServedPeer) -> None:
         raised: list[BaseException] = []
@@ -149,6 +149,13 @@ class LifetimeCases(ContractBase):
             transport.send_observation(contract_observation(0))
             eventually(poll)
             peer.release()
+
+
+def _expect_nobody(uri: str) -> None:
+    """Who comes to an address that nobody serves is told so; after a server that was killed, it may have to tidy."""
+    with open_transport(uri, IMPATIENT) as transport, pytest.raises(PeerUnreachableError):
+        transport.connect(CONTRACT_POLICY)
+    assert transport.closed
 
 
 def _uses(transport: Transport) -> list[Callable[[], object]]:

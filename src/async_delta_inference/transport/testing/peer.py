@@ -28,7 +28,7 @@ MakePolicy = Callable[[], Policy | PolicyFunction]
 
 
 class ServedPeer:
-    """``serve(policy, uri)`` where a test can hold, fail, stop and kill it. A context manager that ends with `kill`.
+    """``serve(policy, uri)`` where a test can hold, fail, stop and kill it. A context manager that ends with `close`.
 
     Args:
         scheme: Of the backend.
@@ -70,6 +70,12 @@ class ServedPeer:
 
     def kill(self) -> None:
         """Die as with SIGKILL. Idempotent."""
+        self._remote.kill()
+
+    def close(self) -> None:
+        """Let go of what is held, stop in an orderly way and end the process, unless it was killed before."""
+        if self._remote.alive:
+            self._ask("close")
         self._remote.kill()
 
     # What the scripted policy does: its methods say more.
@@ -129,7 +135,7 @@ class ServedPeer:
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
-        self.kill()
+        self.close()
 
 
 def _make_server(uri: str, make_policy: MakePolicy, options: dict[str, Any]) -> Commands:
@@ -137,17 +143,21 @@ def _make_server(uri: str, make_policy: MakePolicy, options: dict[str, Any]) -> 
     server = serve(policy, uri, **options)
     release = getattr(policy, "release", lambda: None)
 
+    def close() -> None:
+        release()
+        server.stop()
+
     def die() -> None:
         """The clients learn it first, and what a test holds does not keep the thread."""
         server.stop(timeout_s=0.0)
-        release()
-        server.stop()
+        close()
 
     names = ("hold", "step", "release", "fail_next", "misbehave_next", "fail_open", "ask_for", "batches", "sessions")
     return {name: getattr(policy, name) for name in names if hasattr(policy, name)} | {
         "uri": lambda: server.uris[0],
         "waiting": server.host.waiting_timesteps,
         "stop": server.stop,
+        "close": close,
         "die": die,
     }
 
