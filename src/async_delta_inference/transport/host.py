@@ -67,9 +67,7 @@ class SessionHost:
             sessions = list(self._reserved)
         for session in sessions:
             self._tell_end(session, "the server was stopped")
-        with self._lock:
-            if not self._finished:  # Else its bell may have been taken down.
-                self.ring()
+        self.ring()
         if self._thread.ident is None:
             self._close_all()
         elif self._thread is not threading.current_thread():
