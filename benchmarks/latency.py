@@ -118,10 +118,10 @@ class Run:
 
     def _measure_client(self, step: ClientStep, servers: dict[str, ServerProcess]) -> None:
         from harness.client_level import ClientVariant, run_client_level
-        from harness.payloads import NULL_CHECKPOINT
         from harness.stage_figures import stage_rows
 
-        checkpoint = NULL_CHECKPOINT if step.policy == "null" else str(self._act_checkpoint(step.payload))
+        null = step.policy == "null"
+        checkpoint = step.payload.null_checkpoint if null else str(self._act_checkpoint(step.payload))
         variants = []
         for transport, kind, mode in (("grpc", "grpc", "copy"), ("shm", "shm-host", "loan")):
             series = Series(transport, mode, step.payload.name, step.policy, step.pacing, "client")

@@ -5,38 +5,32 @@
     python benchmarks/throughput.py
 
 One thing grows at a time: the payload, the number of cameras, the length of the chunk, the depth of the rings. The
-server is the shared-memory endpoint alone, in a process of its own. Writes ``throughput.json`` and ``throughput.png``.
+server is shared memory with a policy that costs nothing, in a process of its own. Writes ``throughput.json`` and
+``throughput.png``.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
-import os
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import count
-from multiprocessing.connection import Connection
 from pathlib import Path
-from secrets import token_hex
 from typing import Any
 
 import numpy as np
 from harness.exchanges import CopyExchange
-from harness.null_policy import NullHandler, mark_observation
+from harness.null_policy import mark_observation
 from harness.payloads import Payload
+from harness.servers import ServerProcess
 from harness.statistics import Series
 from rich.console import Console
 
 from async_delta_inference.command_line import run_command
-from async_delta_inference.errors import AsyncDeltaError
-from async_delta_inference.transport import Transport, open_transport
+from async_delta_inference.transport import Transport, connect
 
-_START_TIMEOUT_S = 30.0
 _BASE = Payload("libero", ((256, 256, 3),) * 2)
 
 
@@ -71,21 +65,22 @@ def points() -> list[Point]:
 
 def measure(point: Point, exchanges: int) -> dict[str, Any]:
     """Observations per second, and the latency of one exchange."""
-    with _server(point) as (uri, pid), open_transport(uri) as transport:
-        transport.connect(point.payload.spec())
-        exchange = CopyExchange(transport, count(), point.payload, Series("shm", "copy", point.payload.name), pid)
+    payload = point.payload
+    slots = (point.observation_slots, point.action_slots)
+    with ServerProcess("shm", slots) as server, connect(server.uri, payload.spec()) as transport:
+        exchange = CopyExchange(transport, count(), payload, Series("shm", "copy", payload.name), server.pid)
         for _ in range(exchanges // 10):
             exchange.once()
         exchange.check()
         durations_us = np.array([exchange.once() for _ in range(exchanges)]) / 1000
         exchange.check()
-        sent_per_s, answered_per_s = _stream(transport, point.payload, exchanges)
+        sent_per_s, answered_per_s = _stream(transport, payload, exchanges)
     return {
         "sweep": point.sweep,
         "value": point.value,
-        "payload": point.payload.name,
-        "chunk": list(point.payload.chunk),
-        "observation_bytes": point.payload.observation_bytes,
+        "payload": payload.name,
+        "chunk": list(payload.chunk),
+        "observation_bytes": payload.observation_bytes,
         "n": exchanges,
         "sent_per_s": round(sent_per_s),
         "answered_per_s": round(answered_per_s),
@@ -108,32 +103,6 @@ def _stream(transport: Transport, payload: Payload, exchanges: int) -> tuple[flo
     while transport.receive_actions(0.1) is not None:
         continue
     return exchanges / spent_s, answered / spent_s
-
-
-@contextmanager
-def _server(point: Point) -> Iterator[tuple[str, int]]:
-    context = multiprocessing.get_context("spawn")
-    ready, child = context.Pipe()
-    process = context.Process(target=_serve, args=(point, child), daemon=True)
-    process.start()
-    try:
-        if not ready.poll(_START_TIMEOUT_S):
-            raise AsyncDeltaError("the server does not start")
-        yield ready.recv(), process.pid or 0
-    finally:
-        process.kill()
-        process.join()
-
-
-def _serve(point: Point, ready: Connection) -> None:
-    from async_delta_inference.transport.shm.endpoint import ShmEndpoint
-
-    slots = {"observation_slots": point.observation_slots, "action_slots": point.action_slots}
-    endpoint = ShmEndpoint(f"throughput-{os.getpid()}-{token_hex(4)}", NullHandler(), **slots)
-    endpoint.start()
-    ready.send(endpoint.uri)
-    while True:
-        time.sleep(3600)
 
 
 def _draw(path: Path, rows: list[dict[str, Any]]) -> None:

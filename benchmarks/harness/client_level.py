@@ -110,7 +110,6 @@ class ClientVariant:
         Raises:
             ProtocolError: Chunks went missing.
         """
-        self.server.expect(self.payload.spec(self.checkpoint))
         environment = StubEnvironment(self.payload, (chunks + _WARMUP) * self.payload.chunk[0])
         client = SimClient(self._config(), environments=[environment])
         pids = (os.getpid(), self.server.pid)

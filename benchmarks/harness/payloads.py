@@ -10,12 +10,20 @@ import numpy as np
 from async_delta_inference.errors import ConfigError
 from async_delta_inference.transport import Observation, ObservationFeatures, SessionSpec
 
-__all__ = ["CHUNK", "NULL_CHECKPOINT", "PAYLOADS", "WIDE_CHUNK", "Payload", "parse_payload"]
+__all__ = [
+    "CHUNK",
+    "PAYLOADS",
+    "WIDE_CHUNK",
+    "Payload",
+    "is_null_checkpoint",
+    "parse_payload",
+    "width_of_null_checkpoint",
+]
 
 CHUNK = (50, 7)
 WIDE_CHUNK = (100, 14)
-NULL_CHECKPOINT = "benchmark/null"
-"""A name for the hub that nobody resolves: the server's policy is replaced."""
+_NULL_CHECKPOINT = "benchmark/null"
+"""Begins a name for the hub that nobody resolves: the server's policy is replaced."""
 
 _STATE_DIM = 8
 _SMALL_BYTES = 1_000_000
@@ -59,9 +67,14 @@ class Payload:
         """Whether a thousand exchanges of it are affordable."""
         return self.observation_bytes < _SMALL_BYTES
 
-    def spec(self, checkpoint: str = NULL_CHECKPOINT) -> SessionSpec:
-        """What the server is asked for."""
-        return SessionSpec("act", checkpoint, self.chunk[0], self.features, self.chunk[1])
+    @property
+    def null_checkpoint(self) -> str:
+        """Names the null policy of this payload; with the width of an action, which LeRobot's protocol leaves out."""
+        return f"{_NULL_CHECKPOINT}-{self.name.replace('/', '-')}-{self.chunk[1]}"
+
+    def spec(self, checkpoint: str = "") -> SessionSpec:
+        """What the server is asked for: the null policy, if no checkpoint is named."""
+        return SessionSpec("act", checkpoint or self.null_checkpoint, self.chunk[0], self.features, self.chunk[1])
 
     def observation(self, seed: int = 0) -> Observation:
         """One of random pixels, in memory of its own."""
@@ -89,6 +102,16 @@ PAYLOADS = {
         Payload("4x1080x1920", ((1080, 1920, 3),) * 4),
     )
 }
+
+
+def is_null_checkpoint(name: str) -> bool:
+    """Whether it is a payload's `Payload.null_checkpoint`."""
+    return name.startswith(_NULL_CHECKPOINT)
+
+
+def width_of_null_checkpoint(name: str) -> int:
+    """The width of an action that a `Payload.null_checkpoint` names."""
+    return int(name.rpartition("-")[2])
 
 
 def parse_payload(text: str, cameras: int | None = None) -> Payload:

@@ -21,7 +21,7 @@ import numpy as np
 
 from async_delta_inference.transport import ActionChunk, Observation
 from harness import peer_iceoryx2, peer_websockets, peer_zmq
-from harness.null_policy import NullHandler, check_reply, constant_chunk, mark_observation
+from harness.null_policy import NullSession, check_reply, constant_chunk, mark_observation
 from harness.payloads import Payload
 from harness.statistics import Series
 
@@ -104,12 +104,11 @@ def message_size(payload: Payload) -> int:
 
 
 def _serve(name: str, address: str, payload: Payload, ready: Connection) -> None:
-    handler = NullHandler()
-    handler.set_up(payload.spec())
+    session = NullSession(payload.spec())
 
     def answer(request: bytes) -> bytes:
         observation = _unpack(request)
-        actions = handler.infer(observation, lambda: None)
+        actions = session.answer(observation)
         reply: bytes = msgpack.packb({"actions": actions.tobytes(), "timestep": observation.timestep})
         return reply
 

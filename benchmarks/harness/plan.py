@@ -8,7 +8,7 @@ from harness.payloads import PAYLOADS, WIDE_CHUNK, Payload
 
 __all__ = ["ClientStep", "Plan", "TransportStep", "full_plan", "payload_plan", "quick_plan"]
 
-_ALL_KINDS = ("grpc", "grpc-wire", "grpc-unix", "shm", "shm-host")
+_ALL_KINDS = ("grpc", "grpc-wire", "grpc-unix", "grpc-ours", "shm", "shm-host")
 
 
 @dataclass(frozen=True)

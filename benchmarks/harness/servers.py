@@ -1,4 +1,7 @@
-"""Server processes, forked from one that has lerobot loaded: loading it anew would take half a minute each."""
+"""Server processes, forked from one that has lerobot loaded: loading it anew would take half a minute each.
+
+What is measured is served by `serve`, as a user would serve it. LeRobot's own server is `UpstreamServer`.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +10,22 @@ import multiprocessing
 import os
 import sys
 import tempfile
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from secrets import token_hex
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from async_delta_inference.errors import AsyncDeltaError
-from async_delta_inference.transport import SessionSpec
+from async_delta_inference.transport import SessionSpec, serve
+from harness.null_policy import NullPolicy
 
 __all__ = ["KINDS", "ServerProcess", "build_act", "preload"]
 
 START_TIMEOUT_S = 180.0
+_END_TIMEOUT_S = 20.0
 
 # Python 3.12 does not hand sys.path to the process that servers are forked from, and a preload that fails is silent.
 _FOLDER = str(Path(__file__).parent.parent)
@@ -51,15 +57,18 @@ class ServerProcess:
 
     Args:
         kind: Key of `KINDS`.
+        slots: For observations and for actions, of every session of the kind ``shm``; as the product has them where it
+            is None.
     """
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, slots: tuple[int, int] | None = None) -> None:
         self.kind = kind
         self._folder = tempfile.TemporaryDirectory(prefix="adi-bench-")
         # The transport alone runs without lerobot's half gigabyte around it.
         context = multiprocessing.get_context("spawn") if kind == "shm" else _context
         self._connection, child = context.Pipe()
-        self._process: BaseProcess = context.Process(target=_main, args=(child, kind, self._folder.name), daemon=True)
+        arguments = (child, kind, self._folder.name, slots)
+        self._process: BaseProcess = context.Process(target=_main, args=arguments, daemon=True)
         self._process.start()
         child.close()
         self.uri: str = self._answer()
@@ -69,10 +78,6 @@ class ServerProcess:
         """Process id."""
         assert self._process.pid is not None
         return self._process.pid
-
-    def expect(self, policy: SessionSpec) -> None:
-        """Tell it what the next null policy is to look like."""
-        self._ask("expect", policy)
 
     def record_stages(self, on: bool) -> None:
         """Switch its stage recorder."""
@@ -85,10 +90,11 @@ class ServerProcess:
 
     def close(self) -> None:
         """End it; idempotent."""
+        self._connection.close()  # Its sign to end in an orderly way.
+        self._process.join(_END_TIMEOUT_S)
         if self._process.is_alive():
             self._process.kill()
-        self._process.join()
-        self._connection.close()
+            self._process.join()
         self._folder.cleanup()
 
     def __enter__(self) -> Self:
@@ -125,14 +131,13 @@ def _build_act(folder: Path, policy: SessionSpec, image_size: int) -> None:
     build_random_act(folder, policy.features, policy.action_dim, **shape)
 
 
-def _main(connection: Connection, kind: str, folder: str) -> None:
+def _main(connection: Connection, kind: str, folder: str, slots: tuple[int, int] | None) -> None:
     from async_delta_inference import stages
-    from harness.null_policy import expect
 
     # PolicyServer would format some lines for every observation: in its favour they are off.
     logging.getLogger("policy_server").setLevel(logging.WARNING)
     try:
-        uri, _alive = KINDS[kind](folder)
+        uri, server = KINDS[kind](folder) if slots is None else _serve_shm_with(slots)
     except Exception as exc:
         connection.send(exc)
         raise
@@ -140,91 +145,100 @@ def _main(connection: Connection, kind: str, folder: str) -> None:
     while True:
         try:
             verb, *rest = connection.recv()
-        except EOFError:
+        except (EOFError, KeyboardInterrupt):
+            server.stop()
             os._exit(0)
         answer: object = None
-        if verb == "expect":
-            expect(rest[0])
-        elif verb == "record":
+        if verb == "record":
             stages.start() if rest[0] else stages.stop()
         elif verb == "marks":
             answer = stages.take()
         connection.send(answer)
 
 
-def _serve_grpc(folder: str, *, latency_s: float = 0.0, address: str = "127.0.0.1:0") -> tuple[str, object]:
-    """PolicyServer as it is, with the null policy in the place of the weights."""
-    from async_delta_inference.server_adapter.grpc_service import GrpcService
-    from async_delta_inference.server_adapter.lerobot_internals import load_policy_server_module
-    from async_delta_inference.server_adapter.stage_probe import probe_stages
-    from harness.null_policy import install_null_policy
-
-    module: Any = load_policy_server_module()
-    _limit_threads()
-    install_null_policy(module)
-    server = module.PolicyServer(module.PolicyServerConfig(inference_latency=latency_s))
-    probe_stages(server)
-    service = GrpcService(server, address)
-    service.start()
-    return service.uri, service
+class _Stoppable(Protocol):
+    def stop(self) -> None:
+        """Leave nothing behind."""
 
 
-def _serve_grpc_default(folder: str) -> tuple[str, object]:
-    return _serve_grpc(folder, latency_s=1 / 30)
+_Served = tuple[str, _Stoppable]
 
 
-def _serve_grpc_unix(folder: str) -> tuple[str, object]:
-    return _serve_grpc(folder, address=f"unix:{folder}/grpc")
+# LeRobot's server, with the null policy in the place of the weights.
 
 
-def _serve_grpc_wire(folder: str) -> tuple[str, object]:
-    """Pickle over gRPC as PolicyServer uses them, without the rest of PolicyServer: the counterpart of shm alone."""
-    from async_delta_inference.server_adapter.grpc_service import GrpcService
-    from async_delta_inference.server_adapter.lerobot_internals import load_policy_server_module
-    from harness.null_policy import constant_chunk, install_null_policy
-
-    module: Any = load_policy_server_module()
-    install_null_policy(module)
-
-    class WireOnly(module.PolicyServer):  # type: ignore[misc]
-        def _predict_action_chunk(self, observation_t: Any) -> Any:
-            import torch
-
-            raw = observation_t.get_observation()
-            shape = self.policy.chunk_shape
-            actions = torch.from_numpy(constant_chunk(shape))
-            actions[0, 0] = next(iter(raw.values()))
-            images = [value for value in raw.values() if hasattr(value, "ndim")]
-            actions[0, 1] = float(images[-1][-1, -1, -1]) if images else -1.0
-            return self._time_action_chunk(observation_t.get_timestamp(), list(actions), observation_t.get_timestep())
-
-    service = GrpcService(WireOnly(module.PolicyServerConfig(inference_latency=0.0)), "127.0.0.1:0")
-    service.start()
-    return service.uri, service
+def _serve_grpc(folder: str) -> _Served:
+    return _serve_upstream("127.0.0.1:0")
 
 
-def _serve_shm(folder: str) -> tuple[str, object]:
-    """The shared-memory endpoint with a trivial function: the transport alone."""
-    from async_delta_inference.transport.shm.endpoint import ShmEndpoint
-    from harness.null_policy import NullHandler
-
-    endpoint = ShmEndpoint(_name(), NullHandler())
-    endpoint.start()
-    return endpoint.uri, endpoint
+def _serve_grpc_default(folder: str) -> _Served:
+    return _serve_upstream("127.0.0.1:0", latency_s=1 / 30)
 
 
-def _serve_shm_host(folder: str) -> tuple[str, object]:
-    """PolicyServer with the null policy behind shared memory."""
-    from async_delta_inference.server_adapter.lerobot_internals import load_policy_server_module
-    from async_delta_inference.server_adapter.policy_host import PolicyHost
-    from async_delta_inference.server_adapter.shm_service import ShmService
-    from harness.null_policy import install_null_policy
+def _serve_grpc_unix(folder: str) -> _Served:
+    return _serve_upstream(f"unix:{folder}/grpc")
+
+
+def _serve_upstream(address: str, latency_s: float = 0.0) -> _Served:
+    from async_delta_inference.server_adapter.upstream import UpstreamServer, probe_stages
+    from harness.null_weights import null_policy_server
 
     _limit_threads()
-    install_null_policy(load_policy_server_module())
-    service = ShmService(PolicyHost(), _name())
-    service.start()
-    return service.uri, service
+    policy_server = null_policy_server(inference_latency_s=latency_s)
+    probe_stages(policy_server)
+    server = UpstreamServer(address, policy_server)
+    server.start()
+    return server.uri, server
+
+
+def _serve_grpc_wire(folder: str) -> _Served:
+    from async_delta_inference.server_adapter.upstream import UpstreamServer
+    from harness.null_weights import WireOnly, null_policy_server
+
+    server = UpstreamServer("127.0.0.1:0", null_policy_server(WireOnly))
+    server.start()
+    return server.uri, server
+
+
+# Ours.
+
+
+def _serve_grpc_ours(folder: str) -> _Served:
+    return _serve_policy_server("grpc://127.0.0.1:0")
+
+
+def _serve_shm_host(folder: str) -> _Served:
+    return _serve_policy_server(_shm_uri())
+
+
+def _serve_policy_server(uri: str) -> _Served:
+    """The product's policy, with the null policy in the place of the weights."""
+    from async_delta_inference.server_adapter.policy_server import PolicyServerPolicy
+    from harness.null_weights import null_policy_server
+
+    _limit_threads()
+    policy = PolicyServerPolicy()
+    policy.driven.server = null_policy_server()
+    server = serve(policy, uri)
+    return server.uris[0], server
+
+
+def _serve_shm(folder: str) -> _Served:
+    """Shared memory with a trivial policy: the transport alone."""
+    server = serve(NullPolicy(), _shm_uri())
+    return server.uris[0], server
+
+
+def _serve_shm_with(slots: tuple[int, int]) -> _Served:
+    """As `_serve_shm`, with rings whose depth no flag of the product sets."""
+    from async_delta_inference.transport import Server, SessionHost
+    from async_delta_inference.transport.shm.server.listener import ShmListener
+
+    host = SessionHost(NullPolicy())
+    listener = ShmListener(_shm_uri().removeprefix("shm://"), host, observation_slots=slots[0], action_slots=slots[1])
+    server = Server(host, (listener,))
+    server.start()
+    return server.uris[0], server
 
 
 def _limit_threads() -> None:
@@ -234,16 +248,18 @@ def _limit_threads() -> None:
     torch.set_num_threads(1)
 
 
-def _name() -> str:
-    return f"bench-{os.getpid()}-{token_hex(4)}"
+def _shm_uri() -> str:
+    return f"shm://bench-{os.getpid()}-{token_hex(4)}"
 
 
-KINDS = {
+KINDS: dict[str, Callable[[str], _Served]] = {
     "grpc": _serve_grpc,
     "grpc-default": _serve_grpc_default,
+    "grpc-ours": _serve_grpc_ours,
     "grpc-unix": _serve_grpc_unix,
     "grpc-wire": _serve_grpc_wire,
     "shm": _serve_shm,
     "shm-host": _serve_shm_host,
 }
-"""How to serve, by the name of the transport in the results; run in the child, returns the URI and what to keep."""
+"""How to serve, by the name of the transport in the results. Run in the child, with a folder of its own; the server has
+started."""

@@ -6,7 +6,7 @@ import os
 from itertools import count
 from typing import Any
 
-from async_delta_inference.transport import open_transport
+from async_delta_inference.transport import connect
 from harness.exchanges import CopyExchange
 from harness.payloads import Payload
 from harness.resources import rss_mb
@@ -21,9 +21,7 @@ _BATCH = 1000
 
 def soak(server: ServerProcess, payload: Payload, exchanges: int) -> dict[str, Any]:
     """Resident memory before and after, MB, of client and server."""
-    server.expect(payload.spec())
-    with open_transport(server.uri) as transport:
-        transport.connect(payload.spec())
+    with connect(server.uri, payload.spec()) as transport:
         exchange = CopyExchange(transport, count(), payload, Series(server.kind, "copy", payload.name), server.pid)
         _run(exchange, _WARMUP)
         before = rss_mb(os.getpid()), rss_mb(server.pid)

@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from itertools import count
 from pathlib import Path
 
-from async_delta_inference.transport import open_transport
+from async_delta_inference.transport import connect
 from harness.exchanges import CopyExchange, Exchange, LoanExchange
 from harness.floor import Floor
 from harness.pacing import run_paced, run_tight
@@ -91,9 +91,7 @@ def _exchanges(
         exchanges: list[Exchange] = []
         for kind in kinds:
             server = servers[kind]
-            server.expect(payload.spec())
-            transport = stack.enter_context(open_transport(server.uri))
-            transport.connect(payload.spec())
+            transport = stack.enter_context(connect(server.uri, payload.spec()))
             numbers = count()
             for make, mode in ((CopyExchange, "copy"), (LoanExchange, "loan")):
                 if mode in _MODES.get(kind, ("copy",)):
