@@ -14,19 +14,31 @@ import select
 import sys
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from async_delta_inference.transport import Observation, ObservationFeatures, SessionSpec, open_transport
-from async_delta_inference.transport.shm import link as link_module
-from async_delta_inference.transport.shm import rendezvous
-from async_delta_inference.transport.shm.connection import Connection
-from async_delta_inference.transport.shm.endpoint import ShmEndpoint
-from async_delta_inference.transport.shm.ring import ActionReader, ActionWriter, ObservationWriter
-from async_delta_inference.transport.shm.segment import Segment, SegmentNames
+from async_delta_inference.transport import (
+    Answer,
+    EpisodeStart,
+    Observation,
+    ObservationFeatures,
+    PolicyNeeds,
+    PolicySession,
+    Request,
+    Server,
+    SessionHost,
+    SessionSpec,
+    open_transport,
+)
+from async_delta_inference.transport.shm.client.attachment import Attachment
+from async_delta_inference.transport.shm.server.listener import ShmListener
+from async_delta_inference.transport.shm.shared import rendezvous
+from async_delta_inference.transport.shm.shared.connection import Connection
+from async_delta_inference.transport.shm.shared.ring import ActionReader, ActionWriter, ObservationWriter
+from async_delta_inference.transport.shm.shared.segment import Segment, SegmentNames
 
 ROWS, COLUMNS = 10, 4
 INFERENCE_S = 1.0
@@ -68,16 +80,19 @@ def expected_actions(observation: Observation) -> NDArray[np.float32]:
     return actions
 
 
-class ChecksumHandler:
+class ChecksumPolicy:
     """Answers what was received; raises for the task ``raise ...``, and takes as long as ``sleep N`` says."""
 
-    def __init__(self) -> None:
-        self.set_ups = 0
+    def describe(self, spec: SessionSpec) -> PolicyNeeds:
+        return PolicyNeeds("checksums")
 
-    def set_up(self, policy: SessionSpec) -> None:
-        self.set_ups += 1
+    def open(self, spec: SessionSpec) -> PolicySession:
+        return Stateless()
 
-    def infer(self, observation: Observation, release: Callable[[], None]) -> NDArray[np.float32] | None:
+    def infer(self, requests: Sequence[Request]) -> Sequence[Answer]:
+        return [self.answer(request.observation, request.release) for request in requests]
+
+    def answer(self, observation: Observation, release: Callable[[], None]) -> NDArray[np.float32] | None:
         verb, _, rest = observation.task.partition(" ")
         if verb == "raise":
             raise RuntimeError(rest)
@@ -86,6 +101,20 @@ class ChecksumHandler:
         if verb == "filter":
             return None
         return expected_actions(observation)
+
+
+class Stateless:
+    def reset(self, episode: EpisodeStart) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def shm_server(name: str, policy: ChecksumPolicy | None = None, *, max_sessions: int = 64, **options: Any) -> Server:
+    """Not started; ``options`` are `ShmListener`'s."""
+    host = SessionHost(policy or ChecksumPolicy(), max_sessions=max_sessions)
+    return Server(host, (ShmListener(name, host, **options),))
 
 
 def reached(*_: Any, **__: Any) -> Any:
@@ -113,11 +142,11 @@ def stop_after(owner: Any, name: str) -> Callable[[], None]:
 def stop_in_inference() -> None:
     """The slot is given back, the answer is not there yet."""
 
-    def infer(self: ChecksumHandler, observation: Observation, release: Callable[[], None]) -> None:
+    def answer(self: ChecksumPolicy, observation: Observation, release: Callable[[], None]) -> None:
         release()
         reached()
 
-    ChecksumHandler.infer = infer  # type: ignore[assignment, method-assign]
+    ChecksumPolicy.answer = answer  # type: ignore[assignment, method-assign]
 
 
 def stop_at_receive(count: int) -> Callable[[], None]:
@@ -158,12 +187,13 @@ def stop_in_store(owner: Any) -> Callable[[], None]:
 
 SERVER_POINTS: dict[str, Callable[[], None]] = {
     "bound": stop_before(rendezvous.socket.socket, "listen"),
+    "listening": stop_before(ShmListener, "_hang_bell"),
     "accepted": stop_at_receive(1),
     "segment made": stop_after(Segment, "create"),
     "offered": stop_at_receive(2),
     "attached": stop_before(SegmentNames, "unlink"),
-    "loading": stop_before(ChecksumHandler, "set_up"),
-    "holding a slot": stop_before(ChecksumHandler, "infer"),
+    "loading": stop_before(ChecksumPolicy, "open"),
+    "holding a slot": stop_before(ChecksumPolicy, "infer"),
     "in inference": stop_in_inference,
     "answered in part": stop_in_store(ActionWriter),
     "answered": stop_after(ActionWriter, "publish"),
@@ -174,7 +204,7 @@ CLIENT_POINTS: dict[str, Callable[[], None]] = {
     "said hello": stop_at_receive(1),
     "attached": stop_after(Segment, "attach"),
     "loading": stop_at_receive(2),
-    "before the first message": stop_after(link_module.Link, "__init__"),
+    "before the first message": stop_after(Attachment, "__init__"),
     "writing a slot": stop_after(ObservationWriter, "claim"),
     "published in part": stop_in_store(ObservationWriter),
     "published": stop_after(ObservationWriter, "publish"),
@@ -186,11 +216,11 @@ CLIENT_POINTS: dict[str, Callable[[], None]] = {
 
 
 def serve(name: str) -> None:
-    endpoint = ShmEndpoint(name, ChecksumHandler())
-    endpoint.start()
+    server = shm_server(name)
+    server.start()
     print("ready", flush=True)
     sys.stdin.read()
-    endpoint.stop()
+    server.stop()
 
 
 def be_client(name: str, point: str) -> None:

@@ -10,6 +10,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from async_delta_inference.transport.shm.shared import rendezvous
+from async_delta_inference.transport.shm.shared.segment import bell_name
+
 ACTOR = Path(__file__).parent / "shm_actor.py"
 WAIT_S = 60.0
 """For a process to start or to end: generous, for a loaded machine."""
@@ -74,6 +77,18 @@ def eventually(condition: Callable[[], bool], what: str, within_s: float = WAIT_
         time.sleep(0.005)
 
 
+def of_server(name: str) -> list[str]:
+    """What a live server of that name has in /dev/shm and in the rendezvous folder: its bell and its socket."""
+    path = rendezvous.socket_path(name)
+    return [f"sem.{bell_name(rendezvous.server_key(path))[1:]}", path.name]
+
+
+NAMES = ("here", "there", "other", "victim", "embedded-1", "embedded-by-somebody-killed")
+"""Of the servers in these tests."""
+
+
 def left_behind(folder: Path) -> list[str]:
-    """Everything of this project's in /dev/shm, and everything in the rendezvous folder."""
-    return [p.name for p in Path("/dev/shm").glob("*adi-*")] + [p.name for p in folder.iterdir()]
+    """Everything in the rendezvous folder, and what servers of this folder have in /dev/shm: others may test, too."""
+    keys = [rendezvous.server_key(folder / f"{name}.sock") for name in NAMES]
+    entries = [p.name for p in Path("/dev/shm").glob("*adi-*") if any(key in p.name for key in keys)]
+    return entries + [p.name for p in folder.iterdir()]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from async_delta_inference.transport.shm.rendezvous import FOLDER_VARIABLE
+from async_delta_inference.transport.shm.shared.rendezvous import FOLDER_VARIABLE
 
 
 @pytest.fixture

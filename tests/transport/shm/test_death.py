@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from shm_actor import CLIENT_POINTS, INFERENCE_S, SERVER_POINTS, expected_actions, make_observation, policy_spec
-from shm_processes import Actor, actor, eventually, left_behind
+from shm_processes import Actor, actor, eventually, left_behind, of_server
 
 from async_delta_inference.errors import PeerGoneError, TransportError
 from async_delta_inference.transport import Transport, open_transport
@@ -66,7 +66,7 @@ def test_death_of_the_server(shm_folder: Path, point: str) -> None:
             while True:
                 transport.receive_actions(30.0)
 
-        server.wait_for("reached" if point == "bound" else "ready")
+        server.wait_for("reached" if point in ("bound", "listening") else "ready")
         if point == "bound":
             server.kill()
         user = Watched(use)
@@ -75,6 +75,7 @@ def test_death_of_the_server(shm_folder: Path, point: str) -> None:
             transport.send_observation(make_observation(1))
         if point != "bound":
             server.wait_for("reached")
+            eventually(lambda: transport._hang_up is not None, "there is a connection")  # type: ignore[attr-defined]
             killed_s = time.monotonic()
             server.kill()
             user.join()
@@ -98,16 +99,19 @@ def test_death_of_the_server(shm_folder: Path, point: str) -> None:
 
 @pytest.mark.parametrize("point", CLIENT_POINTS)
 def test_death_of_the_client(shm_folder: Path, point: str) -> None:
-    with actor("serve", NAME) as server:
+    with actor("serve", NAME) as server, open_transport(f"shm://{NAME}") as neighbour:
         server.wait_for("ready")
+        neighbour.connect(policy_spec())
+        exchange(neighbour, 1)
         with actor("client", NAME, point) as client:
             client.wait_for("reached")
             killed_s = time.monotonic()
             client.kill()
             serve_one_client()  # Whose turn comes once the inference for the dead one is done.
+            exchange(neighbour, 2)  # It has noticed nothing.
             busy_s = INFERENCE_S if point == "while it is answered" else 0.0
             assert time.monotonic() - killed_s < busy_s + 2 * NOTICED_WITHIN_S
-        eventually(lambda: left_behind(shm_folder) == [f"{NAME}.sock"], "only the live server's socket is left")
+        eventually(lambda: left_behind(shm_folder) == of_server(NAME), "only the live server's socket is left")
         assert server.end() == 0
     assert left_behind(shm_folder) == []
 
@@ -130,7 +134,7 @@ def test_chunk_of_a_server_that_died_after_it_is_delivered(shm_folder: Path) -> 
         transport.send_observation(observation)
         eventually(lambda: transport._actions_ready.value == 1, "the chunk is there")  # type: ignore[attr-defined]
         server.kill()
-        eventually(lambda: transport._link.end is not None, "the death was noticed")  # type: ignore[attr-defined]
+        eventually(lambda: transport._attachment.end is not None, "the death was noticed")  # type: ignore[attr-defined]
         chunk = transport.receive_actions(1.0)
         assert chunk is not None
         assert chunk.actions.tolist() == expected_actions(observation).tolist()
@@ -146,10 +150,10 @@ def test_both_die(shm_folder: Path) -> None:
         server.wait_for("reached")
         client.kill()
         server.kill()
-    assert len(left_behind(shm_folder)) == 6
+    assert len(left_behind(shm_folder)) == 7
     with actor("serve", NAME) as successor:
         successor.wait_for("ready")
-        assert left_behind(shm_folder) == [f"{NAME}.sock"]
+        assert left_behind(shm_folder) == of_server(NAME)
         serve_one_client()
         successor.end()
 
@@ -161,10 +165,10 @@ def test_segment_of_two_that_died_is_removed_by_any_server(shm_folder: Path) -> 
         server.wait_for("reached")
         client.kill()
         server.kill()
-    assert len(left_behind(shm_folder)) == 6
+    assert len(left_behind(shm_folder)) == 7
     with actor("serve", NAME) as other:
         other.wait_for("ready")
-        assert left_behind(shm_folder) == [f"{NAME}.sock"]
+        assert left_behind(shm_folder) == of_server(NAME)
         other.end()
 
 

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from shm_actor import COLUMNS, ROWS, ChecksumHandler, expected_actions, make_observation, policy_spec
+from numpy.typing import NDArray
+from shm_actor import COLUMNS, ROWS, ChecksumPolicy, expected_actions, make_observation, policy_spec, shm_server
 from shm_processes import eventually, left_behind
 
 from async_delta_inference.errors import (
@@ -27,15 +28,16 @@ from async_delta_inference.errors import (
     SetupRefusedError,
     TransportTimeout,
 )
-from async_delta_inference.transport import TransportOptions
-from async_delta_inference.transport.shm import ShmTransport, handshake, rendezvous
-from async_delta_inference.transport.shm.connection import MAX_PACKET_BYTES, Connection, _decode
-from async_delta_inference.transport.shm.endpoint import ShmEndpoint
-from async_delta_inference.transport.shm.handshake import Hello
-from async_delta_inference.transport.shm.layout import CHUNK_KIND, ERROR_KIND, SegmentLayout
-from async_delta_inference.transport.shm.segment import Segment, SegmentNames
+from async_delta_inference.transport import Server, TransportOptions
+from async_delta_inference.transport.shm import ShmTransport
+from async_delta_inference.transport.shm.server.bell import SemaphoreBell
+from async_delta_inference.transport.shm.shared import handshake, rendezvous
+from async_delta_inference.transport.shm.shared.connection import MAX_PACKET_BYTES, Connection, _decode
+from async_delta_inference.transport.shm.shared.handshake import Hello
+from async_delta_inference.transport.shm.shared.layout import CHUNK_KIND, ERROR_KIND, SegmentLayout
+from async_delta_inference.transport.shm.shared.segment import Segment, SegmentNames
 
-LAYOUT = SegmentLayout.of_policy(policy_spec())
+LAYOUT = SegmentLayout.of_session(policy_spec())
 HELLO = dict(Hello("0123456789abcdef", policy_spec(), 1).to_message())
 FUZZ_ROUNDS = 60
 BOUNDED = settings(max_examples=150, deadline=None)
@@ -99,7 +101,7 @@ def test_changed_hello_is_read_or_refused(changes: dict[str, Any], drop: bool) -
         hello = Hello.from_message(message)
     except (ProtocolError, SetupRefusedError):
         return
-    SegmentLayout.of_policy(hello.policy)
+    SegmentLayout.of_session(hello.spec)
 
 
 @BOUNDED
@@ -129,11 +131,11 @@ def test_changed_reason_is_read_or_refused(reason: object, kind: str) -> None:
 
 
 @pytest.fixture
-def endpoint(shm_folder: Path) -> Iterator[ShmEndpoint]:
-    endpoint = ShmEndpoint("here", ChecksumHandler())
-    endpoint.start()
-    yield endpoint
-    endpoint.stop()
+def server(shm_folder: Path) -> Iterator[Server]:
+    server = shm_server("here", ChecksumPolicy())
+    server.start()
+    yield server
+    server.stop()
     assert left_behind(shm_folder) == []
 
 
@@ -155,7 +157,7 @@ def raw_client() -> Iterator[Connection]:
     connection.close()
 
 
-def test_random_handshakes(endpoint: ShmEndpoint) -> None:
+def test_random_handshakes(server: Server) -> None:
     rng = random.Random(1)
     packet = msgpack.packb(HELLO)
     for _ in range(FUZZ_ROUNDS):
@@ -177,7 +179,7 @@ def test_random_handshakes(endpoint: ShmEndpoint) -> None:
 
 
 @pytest.mark.parametrize("packet", [b"x" * (MAX_PACKET_BYTES + 1), msgpack.packb({"kind": "attached"}), b""])
-def test_packet_that_is_none(endpoint: ShmEndpoint, packet: bytes) -> None:
+def test_packet_that_is_none(server: Server, packet: bytes) -> None:
     with raw_client() as connection:
         connection._socket.setsockopt(1, 7, 1 << 20)  # SOL_SOCKET, SO_SNDBUF
         connection._socket.send(packet)
@@ -186,12 +188,12 @@ def test_packet_that_is_none(endpoint: ShmEndpoint, packet: bytes) -> None:
     serve_an_honest_client()
 
 
-def test_many_silent_connections_do_not_shut_the_door(endpoint: ShmEndpoint) -> None:
+def test_many_silent_connections_do_not_shut_the_door(server: Server) -> None:
     silent = [Connection(rendezvous.connect(rendezvous.socket_path("here"), 5.0)) for _ in range(30)]
     for connection in silent:
         connection.shut_down()
         connection.close()
-    eventually(lambda: not endpoint._connections, "the connections are gone")
+    eventually(lambda: not server.listeners[0]._connections, "the connections are gone")
     serve_an_honest_client()
 
 
@@ -226,7 +228,7 @@ def _map_file(path: str) -> mmap.mmap:
         os.close(descriptor)
 
 
-def test_random_bytes_over_the_segment_and_its_semaphores(endpoint: ShmEndpoint) -> None:
+def test_random_bytes_over_the_segment_and_its_semaphores(server: Server) -> None:
     rng = random.Random(2)
     for round_ in range(FUZZ_ROUNDS):
         client = HostileClient(f"{round_:016x}")
@@ -282,7 +284,7 @@ def _publish_damaged(client: HostileClient, rng: random.Random) -> None:
         ((1, 2**64 - 1, 2**64 - 1, 0.0, 0, 0, 0, 2**32 - 1), False),  # odd, and harmless
     ],
 )
-def test_absurd_record_ends_the_session(endpoint: ShmEndpoint, fields: tuple[Any, ...], ends: bool) -> None:
+def test_absurd_record_ends_the_session(server: Server, fields: tuple[Any, ...], ends: bool) -> None:
     client = HostileClient("f" * 16)
     client.writer._store(LAYOUT.observation_records_offset + 64, *fields)
     client.segment.observations_ready.release()
@@ -296,7 +298,7 @@ def test_absurd_record_ends_the_session(endpoint: ShmEndpoint, fields: tuple[Any
     serve_an_honest_client()
 
 
-def test_task_that_is_not_utf8_ends_the_session(endpoint: ShmEndpoint) -> None:
+def test_task_that_is_not_utf8_ends_the_session(server: Server) -> None:
     client = HostileClient("e" * 16)
     client.segment.tasks[0][:2] = b"\xff\xfe"
     client.writer._store(LAYOUT.observation_records_offset + 64, 1, 5, 0, 0.0, 0, 1, 2, 1)
@@ -306,7 +308,7 @@ def test_task_that_is_not_utf8_ends_the_session(endpoint: ShmEndpoint) -> None:
     serve_an_honest_client()
 
 
-def test_talk_in_the_middle_of_a_session_ends_it(endpoint: ShmEndpoint) -> None:
+def test_talk_in_the_middle_of_a_session_ends_it(server: Server) -> None:
     client = HostileClient("d" * 16)
     client.connection.send(HELLO)
     assert "middle of a session" in handshake.reason_of(client.connection.receive(10.0))
@@ -317,6 +319,11 @@ def test_talk_in_the_middle_of_a_session_ends_it(endpoint: ShmEndpoint) -> None:
 # A hostile server and the real client.
 
 
+def chunk_of(segment: Segment) -> NDArray[np.float32]:
+    """Of the first reply."""
+    return np.ndarray((ROWS, COLUMNS), np.float32, segment.action_bytes[1])
+
+
 class HostileServer:
     """Shakes hands as it should with one client that connects in a thread of its own."""
 
@@ -324,6 +331,13 @@ class HostileServer:
         self.path = rendezvous.socket_path("there")
         self.listener = rendezvous.listen(self.path)
         self.semaphores: list[mmap.mmap] = []
+        self.bell = SemaphoreBell(rendezvous.server_key(self.path))
+
+    def close(self) -> None:
+        self.bell.take_down(rendezvous.server_key(self.path))
+        self.bell.close()
+        self.listener.close()
+        self.path.unlink(missing_ok=True)
 
     def accept(self) -> tuple[Connection, Hello]:
         connection = Connection(self.listener.accept()[0])
@@ -337,7 +351,7 @@ class HostileServer:
         handshake.check_kind(connection.receive(20.0), "attached")
         self.semaphores = [_map_file(f"/dev/shm/sem.{name[1:]}") for name in names.semaphores]
         names.unlink()
-        connection.send(handshake.READY)
+        connection.send(handshake.ready("nothing"))
         return connection, segment
 
 
@@ -358,8 +372,7 @@ def session_with_a_hostile_server(
         connection.shut_down()
         connection.close()
         segment.close()
-    server.listener.close()
-    server.path.unlink(missing_ok=True)
+    server.close()
 
 
 @pytest.mark.parametrize(
@@ -390,8 +403,7 @@ def test_absurd_offer(shm_folder: Path, answer: dict[str, Any]) -> None:
     with ShmTransport("there") as transport, pytest.raises((ProtocolError, SetupRefusedError)):
         transport.connect(policy_spec())
     thread.join()
-    server.listener.close()
-    server.path.unlink()
+    server.close()
     assert left_behind(shm_folder) == []
 
 
@@ -428,8 +440,8 @@ def test_actions_that_are_not_finite_are_a_protocol_error(
 ) -> None:
     with session_with_a_hostile_server() as (transport, _, segment):
         transport.send_observation(make_observation(1))
-        segment.actions[1][...] = 3e38  # large, and finite
-        segment.actions[1][where] = value
+        chunk_of(segment)[...] = 3e38  # large, and finite
+        chunk_of(segment)[where] = value
         writer = segment.action_writer()
         writer.publish(1, 0.0, 0, CHUNK_KIND, ROWS, 0)
         with pytest.raises(ProtocolError, match="finite"):
@@ -439,7 +451,7 @@ def test_actions_that_are_not_finite_are_a_protocol_error(
 def test_large_finite_actions_pass(shm_folder: Path) -> None:
     with session_with_a_hostile_server() as (transport, _, segment):
         transport.send_observation(make_observation(1))
-        segment.actions[1][...] = np.finfo(np.float32).max
+        chunk_of(segment)[...] = np.finfo(np.float32).max
         segment.action_writer().publish(1, 0.0, 0, CHUNK_KIND, ROWS, 0)
         chunk = transport.receive_actions(5.0)
         assert chunk is not None

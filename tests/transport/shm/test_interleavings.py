@@ -10,9 +10,14 @@ from interleaving import Explorer, Shared, Violation
 from posix_ipc import BusyError
 
 from async_delta_inference.errors import ProtocolError
-from async_delta_inference.transport.shm import ring
-from async_delta_inference.transport.shm.layout import CHUNK_KIND, MUST_GO_FLAG
-from async_delta_inference.transport.shm.ring import ActionReader, ActionWriter, ObservationReader, ObservationWriter
+from async_delta_inference.transport.shm.shared import ring
+from async_delta_inference.transport.shm.shared.layout import CHUNK_KIND, MUST_GO_FLAG
+from async_delta_inference.transport.shm.shared.ring import (
+    ActionReader,
+    ActionWriter,
+    ObservationReader,
+    ObservationWriter,
+)
 
 SLOTS = range(3)
 ACTION_SLOTS = range(2)
@@ -139,7 +144,7 @@ def action_source(count: int) -> Callable[[Shared], None]:
 def receiver(count: int, *, every: bool, reader_class: type[ActionReader] = ActionReader) -> Callable[[Shared], None]:
     def receive(shared: Shared) -> None:
         _, load = shared.record("actions")
-        reader = reader_class(shared.semaphore("actions free"), load, ACTION_SLOTS, 1, 0)
+        reader = reader_class(shared.semaphore("actions free"), load, ACTION_SLOTS, 1, 0, lambda: None)
         last = 0
         while last < count:
             shared.semaphore("actions ready").acquire()

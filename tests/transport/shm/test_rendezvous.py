@@ -12,26 +12,26 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from shm_actor import ChecksumHandler, expected_actions, make_observation, policy_spec
-from shm_processes import actor, left_behind
+from shm_actor import ChecksumPolicy, expected_actions, make_observation, policy_spec, shm_server
+from shm_processes import actor, left_behind, of_server
 
 from async_delta_inference.errors import ConfigError, PeerUnreachableError, ProtocolError, SetupRefusedError
-from async_delta_inference.transport import ObservationFeatures, SessionSpec, TransportOptions, open_transport
-from async_delta_inference.transport.shm import handshake, rendezvous
-from async_delta_inference.transport.shm.connection import Connection
-from async_delta_inference.transport.shm.endpoint import ShmEndpoint
-from async_delta_inference.transport.shm.layout import SegmentLayout, SizeLimits
-from async_delta_inference.transport.shm.segment import Segment, SegmentNames
+from async_delta_inference.transport import ObservationFeatures, Server, SessionSpec, TransportOptions, open_transport
+from async_delta_inference.transport.shm.server.bell import SemaphoreBell
+from async_delta_inference.transport.shm.shared import handshake, rendezvous
+from async_delta_inference.transport.shm.shared.connection import Connection
+from async_delta_inference.transport.shm.shared.layout import SegmentLayout, SizeLimits
+from async_delta_inference.transport.shm.shared.segment import Segment, SegmentNames
 
 SHORTLY = TransportOptions(connect_timeout_s=0.3)
 
 
 @pytest.fixture
-def endpoint(shm_folder: Path) -> Iterator[ShmEndpoint]:
-    endpoint = ShmEndpoint("here", ChecksumHandler(), limits=SizeLimits(max_segment_bytes=10_000_000))
-    endpoint.start()
-    yield endpoint
-    endpoint.stop()
+def server(shm_folder: Path) -> Iterator[Server]:
+    server = shm_server("here", ChecksumPolicy(), limits=SizeLimits(max_segment_bytes=10_000_000))
+    server.start()
+    yield server
+    server.stop()
     assert left_behind(shm_folder) == []
 
 
@@ -57,7 +57,7 @@ def test_name_is_refused(shm_folder: Path, name: str) -> None:
 def test_folder_that_others_may_enter_is_refused(shm_folder: Path) -> None:
     shm_folder.chmod(0o750)
     with pytest.raises(ConfigError, match="0700"):
-        ShmEndpoint("here", ChecksumHandler())
+        shm_server("here", ChecksumPolicy())
     shm_folder.chmod(0o700)
 
 
@@ -66,20 +66,20 @@ def test_folder_that_is_a_link_is_refused(shm_folder: Path, monkeypatch: pytest.
     (shm_folder / "link").symlink_to(shm_folder / "real")
     monkeypatch.setenv(rendezvous.FOLDER_VARIABLE, str(shm_folder / "link"))
     with pytest.raises(ConfigError, match="real folder"):
-        ShmEndpoint("here", ChecksumHandler())
+        shm_server("here", ChecksumPolicy())
 
 
 def test_folder_that_cannot_be_made_is_refused(shm_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (shm_folder / "file").touch()
     monkeypatch.setenv(rendezvous.FOLDER_VARIABLE, str(shm_folder / "file" / "folder"))
     with pytest.raises(ConfigError, match=rendezvous.FOLDER_VARIABLE):
-        ShmEndpoint("here", ChecksumHandler())
+        shm_server("here", ChecksumPolicy())
 
 
 def test_long_path_is_refused(shm_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(rendezvous.FOLDER_VARIABLE, str(shm_folder / ("x" * 100)))
     with pytest.raises(ConfigError, match="shorter"):
-        ShmEndpoint("here", ChecksumHandler())
+        shm_server("here", ChecksumPolicy())
 
 
 def test_default_folder_is_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,21 +101,21 @@ def test_stale_socket_is_taken_over(shm_folder: Path) -> None:
     with actor("serve", "here") as server:
         server.wait_for("ready")
         server.kill()
-    assert left_behind(shm_folder) == ["here.sock"]
-    endpoint = ShmEndpoint("here", ChecksumHandler())
-    endpoint.start()
+    assert len(left_behind(shm_folder)) == 2  # The socket and the bell.
+    server = shm_server("here", ChecksumPolicy())
+    server.start()
     connect()
-    endpoint.stop()
+    server.stop()
     assert left_behind(shm_folder) == []
 
 
-def test_stale_sockets_of_other_names_are_removed_and_live_ones_stay(shm_folder: Path, endpoint: ShmEndpoint) -> None:
+def test_stale_sockets_of_other_names_are_removed_and_live_ones_stay(shm_folder: Path, server: Server) -> None:
     with actor("serve", "embedded-by-somebody-killed") as server:
         server.wait_for("ready")
         server.kill()
-    other = ShmEndpoint("other", ChecksumHandler())
+    other = shm_server("other", ChecksumPolicy())
     other.start()
-    assert sorted(left_behind(shm_folder)) == ["here.sock", "other.sock"]
+    assert sorted(left_behind(shm_folder)) == sorted([*of_server("here"), *of_server("other")])
     connect()
     other.stop()
 
@@ -131,12 +131,12 @@ def test_socket_that_vanishes_while_it_is_looked_at(shm_folder: Path, monkeypatc
         path.unlink()
         return is_alive(path)
 
-    endpoint = ShmEndpoint("here", ChecksumHandler())
+    server = shm_server("here", ChecksumPolicy())
     with monkeypatch.context() as patch:
         patch.setattr(rendezvous, "_is_alive", look_late)
-        endpoint.start()
+        server.start()
     connect()
-    endpoint.stop()
+    server.stop()
 
 
 def test_folder_is_not_locked_by_a_process_that_was_forked_meanwhile(shm_folder: Path) -> None:
@@ -153,8 +153,8 @@ def test_folder_is_not_locked_by_a_process_that_was_forked_meanwhile(shm_folder:
         os.waitpid(child, 0)
 
 
-def test_second_server_is_refused(endpoint: ShmEndpoint) -> None:
-    second = ShmEndpoint("here", ChecksumHandler())
+def test_second_server_is_refused(server: Server) -> None:
+    second = shm_server("here", ChecksumPolicy())
     with pytest.raises(ConfigError, match="already listening"):
         second.start()
     second.stop()
@@ -174,10 +174,12 @@ def test_stopped_server_is_alive(shm_folder: Path) -> None:
             sockets.append(sock)
         assert not rendezvous.remove_if_stale(rendezvous.socket_path("here"))
         with pytest.raises(ConfigError, match="already listening"):
-            ShmEndpoint("here", ChecksumHandler()).start()
+            shm_server("here", ChecksumPolicy()).start()
         for sock in sockets:
             sock.close()
         server.kill()
+    assert rendezvous.remove_if_stale(rendezvous.socket_path("here"))
+    assert left_behind(shm_folder) == []
 
 
 @pytest.mark.parametrize("kind", ["file", "folder", "link", "dangling link"])
@@ -190,13 +192,13 @@ def test_what_is_not_a_socket_is_refused_and_left_alone(shm_folder: Path, kind: 
     else:
         path.symlink_to("/etc/passwd" if kind == "link" else "/nowhere")
     with pytest.raises(ConfigError, match="not a socket"):
-        ShmEndpoint("here", ChecksumHandler()).start()
+        shm_server("here", ChecksumPolicy()).start()
     with open_transport("shm://here") as transport, pytest.raises(PeerUnreachableError):
         transport.connect(policy_spec())
     assert path.is_symlink() or path.exists()
 
 
-def test_link_to_a_live_socket_is_not_followed(endpoint: ShmEndpoint, shm_folder: Path) -> None:
+def test_link_to_a_live_socket_is_not_followed(server: Server, shm_folder: Path) -> None:
     (shm_folder / "there.sock").symlink_to(shm_folder / "here.sock")
     with open_transport("shm://there", SHORTLY) as transport, pytest.raises(PeerUnreachableError, match="symbolic"):
         transport.connect(policy_spec())
@@ -219,7 +221,9 @@ def test_server_that_does_not_answer_is_unreachable(shm_folder: Path) -> None:
 # Who is served.
 
 
-def test_second_client_is_refused_by_name(endpoint: ShmEndpoint) -> None:
+def test_client_beyond_the_last_seat_is_refused_by_name(shm_folder: Path) -> None:
+    server = shm_server("here", max_sessions=1)
+    server.start()
     with open_transport("shm://here") as first:
         first.connect(policy_spec())
         with open_transport("shm://here") as second, pytest.raises(SetupRefusedError, match=f"process {os.getpid()}"):
@@ -228,6 +232,7 @@ def test_second_client_is_refused_by_name(endpoint: ShmEndpoint) -> None:
         first.send_observation(observation)
         assert first.receive_actions(30.0) is not None
     connect()
+    server.stop()
 
 
 @contextmanager
@@ -245,19 +250,19 @@ def refusal_of(message: Mapping[str, object]) -> str:
         return str(answer["reason"])
 
 
-def test_server_of_another_user_is_refused(endpoint: ShmEndpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_server_of_another_user_is_refused(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Connection, "peer_uid", lambda self: os.geteuid() + 1)
     with open_transport("shm://here") as transport, pytest.raises(PeerUnreachableError, match="runs as user"):
         transport.connect(policy_spec())
 
 
-def test_client_of_another_user_is_refused(endpoint: ShmEndpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_client_of_another_user_is_refused(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Connection, "peer_uid", lambda self: os.geteuid() + 1)
     assert "belongs to user" in refusal_of(hello())
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-def test_client_that_is_another_user_is_refused(endpoint: ShmEndpoint, shm_folder: Path) -> None:
+def test_client_that_is_another_user_is_refused(server: Server, shm_folder: Path) -> None:
     """Let in on purpose, past the folder's mode and the socket's: the kernel's word on its uid keeps it out."""
     path = shm_folder / "here.sock"
     path.chmod(0o777)
@@ -302,10 +307,10 @@ def hello(**changes: object) -> dict[str, object]:
     return {**handshake.Hello("0123456789abcdef", policy_spec(), 1).to_message(), **changes}
 
 
-def test_other_version_is_refused_with_both_named(endpoint: ShmEndpoint) -> None:
+def test_other_version_is_refused_with_both_named(server: Server) -> None:
     reason = refusal_of(hello(version=7, package="9.9"))
     assert "version 7 (package 9.9)" in reason
-    assert "version 1 (package" in reason
+    assert "version 2 (package" in reason
 
 
 @pytest.mark.parametrize(
@@ -318,14 +323,12 @@ def test_other_version_is_refused_with_both_named(endpoint: ShmEndpoint) -> None
         ({"state_names": ["x", "x"]}, ["schema", "differ"]),
     ],
 )
-def test_other_schema_is_refused_with_both_named(
-    endpoint: ShmEndpoint, changes: dict[str, object], words: list[str]
-) -> None:
+def test_other_schema_is_refused_with_both_named(server: Server, changes: dict[str, object], words: list[str]) -> None:
     reason = refusal_of(hello(**changes))
     assert all(word in reason for word in words), reason
 
 
-def test_segment_that_is_too_large_is_refused(endpoint: ShmEndpoint) -> None:
+def test_segment_that_is_too_large_is_refused(server: Server) -> None:
     huge = ObservationFeatures(("x",), {"front": (4000, 4000, 3)})
     with pytest.raises(SetupRefusedError, match=r"192 MB.*10 MB"):
         connect(policy_spec(huge))
@@ -333,7 +336,7 @@ def test_segment_that_is_too_large_is_refused(endpoint: ShmEndpoint) -> None:
 
 
 @pytest.mark.parametrize("shape", [(1 << 20, 1, 1), (1, 1, 1 << 20)])
-def test_absurd_image_is_refused(endpoint: ShmEndpoint, shape: tuple[int, int, int]) -> None:
+def test_absurd_image_is_refused(server: Server, shape: tuple[int, int, int]) -> None:
     with pytest.raises(SetupRefusedError, match="limit"):
         connect(policy_spec(ObservationFeatures(("x",), {"front": shape})))
 
@@ -349,12 +352,12 @@ def names() -> SegmentNames:
     ("error", "words"), [(28, "docker run --shm-size"), (30, "Mount it writable"), (13, "Mount it writable")]
 )
 def test_unusable_dev_shm_is_an_error_that_helps(
-    endpoint: ShmEndpoint, monkeypatch: pytest.MonkeyPatch, error: int, words: str
+    server: Server, monkeypatch: pytest.MonkeyPatch, error: int, words: str
 ) -> None:
     def fail(*_: object) -> None:
         raise OSError(error, os.strerror(error))
 
-    monkeypatch.setattr("async_delta_inference.transport.shm.segment.os.posix_fallocate", fail)
+    monkeypatch.setattr("async_delta_inference.transport.shm.shared.segment.os.posix_fallocate", fail)
     with pytest.raises(SetupRefusedError, match=words) as info:
         connect()
     assert "MB" in str(info.value)
@@ -369,13 +372,17 @@ mount -t tmpfs -o {options} none /dev/shm || exit 77
 exec {sys.executable} -c '
 import os
 from shm_actor import *
-from async_delta_inference.errors import SetupRefusedError
-endpoint = ShmEndpoint("there", ChecksumHandler()); endpoint.start()
+from async_delta_inference.errors import ConfigError, SetupRefusedError
+server = shm_server("there")
+try:
+    server.start()
+except ConfigError as exc:
+    print(exc); print(sorted(os.listdir("/dev/shm"))); raise SystemExit
 try:
     with open_transport("shm://there") as transport: transport.connect(policy_spec())
 except SetupRefusedError as exc:
     print(exc)
-endpoint.stop()
+server.stop()
 print(sorted(os.listdir("/dev/shm")))
 '"""
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "support")}
@@ -400,10 +407,10 @@ in_the_way = Path(f"/dev/shm/adi-{user}-{rendezvous.server_key(Path(folder) / 'h
 in_the_way.touch()
 try:
     os.seteuid(user)
-    endpoint = ShmEndpoint("here", ChecksumHandler())
-    endpoint.start()
+    server = shm_server("here", ChecksumPolicy())
+    server.start()
     rendezvous.connect(Path(folder) / "here.sock", 10.0).close()
-    endpoint.stop()
+    server.stop()
     print("served")
 finally:
     os.seteuid(0)
@@ -417,22 +424,24 @@ finally:
 
 
 def test_segment_of_other_size_or_header_is_refused(shm_folder: Path) -> None:
-    layout = SegmentLayout.of_policy(policy_spec())
-    segment = Segment.create(names(), layout)
+    layout = SegmentLayout.of_session(policy_spec())
+    segment, bell = Segment.create(names(), layout), SemaphoreBell(names().server)
     try:
         with pytest.raises(ProtocolError, match="agreed"):
-            Segment.attach(names(), SegmentLayout.of_policy(policy_spec(), action_slots=64))
+            Segment.attach(names(), SegmentLayout.of_session(policy_spec(), action_slots=64))
         segment._buffer[0] = 0
         with pytest.raises(ProtocolError, match="header"):
             Segment.attach(names(), layout)
     finally:
         names().unlink()
         segment.close()
+        bell.take_down(names().server)
+        bell.close()
     with pytest.raises(ProtocolError, match="cannot attach"):
         Segment.attach(names(), layout)
 
 
-def test_names_are_gone_once_both_are_attached(endpoint: ShmEndpoint, shm_folder: Path) -> None:
+def test_names_are_gone_once_both_are_attached(server: Server, shm_folder: Path) -> None:
     with open_transport("shm://here") as transport:
         transport.connect(policy_spec())
-        assert left_behind(shm_folder) == ["here.sock"]
+        assert left_behind(shm_folder) == of_server("here")

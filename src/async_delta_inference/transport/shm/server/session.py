@@ -171,7 +171,6 @@ class ShmSession(ServedSession):
         self._say_last(handshake.bye, reason)
 
     def close(self) -> None:  # noqa: D102
-        self._connection.shut_down()
         if self._segment is not None:
             with self._closing:  # Nobody may look at a semaphore that is closed.
                 self._segment.close()
