@@ -7,6 +7,10 @@ from typing import Any
 
 
 def robot_client_class() -> Any:
+    return robot_client_module().RobotClient
+
+
+def robot_client_module() -> Any:
     name = "lerobot.async_inference.robot_client"
     if name not in sys.modules:
         import lerobot.async_inference.helpers as helpers
@@ -17,4 +21,4 @@ def robot_client_class() -> Any:
             __import__(name)
         finally:
             helpers.get_logger = original
-    return sys.modules[name].RobotClient
+    return sys.modules[name]

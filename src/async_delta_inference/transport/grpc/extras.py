@@ -13,6 +13,7 @@ __all__ = [
     "ACTION_DIM",
     "APPLICATION_ERROR",
     "EPISODE",
+    "PATIENCE_S",
     "SERVES",
     "SESSION",
     "TIMESTEP",
@@ -23,7 +24,8 @@ __all__ = [
 ]
 
 SESSION = "async-delta-session"
-"""With every call: the client's random id, by which clients on one Unix socket are told apart."""
+"""With every call: the client's random id, by which clients on one Unix socket are told apart. Who sends it waits
+longer in ``GetActions`` than RobotClient."""
 
 ACTION_DIM = "async-delta-action-dim"
 """With ``SendPolicyInstructions``: length of an action."""
@@ -35,7 +37,10 @@ SERVES = "async-delta-serves-bin"
 """Back from ``SendPolicyInstructions``: what the server says that it serves, in UTF-8."""
 
 TIMESTEP = "async-delta-timestep"
-"""Back from a ``GetActions`` that failed: of the observation that the policy failed on."""
+"""Back from a ``GetActions`` that failed or is empty: of the observation that the policy failed on, or passed over."""
+
+PATIENCE_S = 60.0
+"""How long a ``GetActions`` of our own client's may wait at our own server's before it is empty."""
 
 APPLICATION_ERROR = "Exception calling application: "
 """What gRPC for Python writes before the text of an exception of the server's."""

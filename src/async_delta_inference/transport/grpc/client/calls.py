@@ -23,7 +23,10 @@ from async_delta_inference.transport.addresses import is_loopback
 from async_delta_inference.transport.client import TransportOptions
 from async_delta_inference.transport.grpc import extras
 
-__all__ = ["PolicyServerCalls", "map_rpc_error"]
+__all__ = ["CALL_ERRORS", "PolicyServerCalls", "map_call_error"]
+
+CALL_ERRORS = (grpc.RpcError, ValueError)
+"""What a call may raise; the second is gRPC's word for one on a closed channel."""
 
 MAX_REPLY_BYTES = 256 * 1024 * 1024
 """A chunk that PolicyServer pickles grows with the square of its length: gRPC's default of 4 MB holds 350 rows of 7."""
@@ -68,7 +71,7 @@ class PolicyServerCalls:
         """``Ready``: waits for the server to be there.
 
         Raises:
-            grpc.RpcError: See `map_rpc_error`.
+            grpc.RpcError: See `map_call_error`.
         """
         self._stub.Ready(services_pb2.Empty(), timeout=timeout_s, wait_for_ready=True, metadata=[self._session])
 
@@ -79,7 +82,7 @@ class PolicyServerCalls:
             What the server says that it serves; None from LeRobot's server, which says nothing.
 
         Raises:
-            grpc.RpcError: See `map_rpc_error`.
+            grpc.RpcError: See `map_call_error`.
         """
         _, call = self._stub.SendPolicyInstructions.with_call(
             services_pb2.PolicySetup(data=data),
@@ -92,21 +95,25 @@ class PolicyServerCalls:
         """``SendObservations``: returns when the server has it.
 
         Raises:
-            grpc.RpcError: See `map_rpc_error`.
+            grpc.RpcError: See `map_call_error`.
         """
         chunks = send_bytes_in_chunks(data, services_pb2.Observation, silent=True)
         metadata = [self._session, (extras.EPISODE, str(episode))]
         self._stub.SendObservations(chunks, timeout=self._options.inference_timeout_s, metadata=metadata)
 
-    def get_actions(self) -> bytes:
-        """``GetActions``: the reply's bytes; empty when the server had nothing, or PolicyServer's inference failed.
+    def get_actions(self) -> tuple[bytes, int | None]:
+        """``GetActions``: waits longer than any answer may take, so that one that is late is not lost.
+
+        Returns:
+            The reply's bytes, empty when the server had nothing, or PolicyServer's inference failed; and the timestep
+            of the observation that a server of ours chose not to answer.
 
         Raises:
-            grpc.RpcError: See `map_rpc_error`.
+            grpc.RpcError: See `map_call_error`.
         """
-        timeout_s = self._options.inference_timeout_s
-        reply = self._stub.GetActions(services_pb2.Empty(), timeout=timeout_s, metadata=[self._session])
-        return bytes(reply.data)
+        timeout_s = self._options.inference_timeout_s + extras.PATIENCE_S
+        reply, call = self._stub.GetActions.with_call(services_pb2.Empty(), timeout=timeout_s, metadata=[self._session])
+        return bytes(reply.data), extras.read_count(call.trailing_metadata(), extras.TIMESTEP)
 
     def say_goodbye(self) -> None:
         """Give the seat back. Of a server of ours only: PolicyServer would forget its other clients' observations.
@@ -129,7 +136,9 @@ class PolicyServerCalls:
             self._on_disconnect()
 
 
-def map_rpc_error(exc: grpc.RpcError, address: str, during: Literal["setup", "session"]) -> TransportError:
+def map_call_error(
+    exc: grpc.RpcError | ValueError, address: str, during: Literal["setup", "session"]
+) -> TransportError:
     """Our error for gRPC's; the only place that knows its status codes.
 
     Args:
@@ -137,6 +146,8 @@ def map_rpc_error(exc: grpc.RpcError, address: str, during: Literal["setup", "se
         address: Of the server, for the message.
         during: What the server was asked for.
     """
+    if not isinstance(exc, grpc.RpcError):
+        return TransportClosed(f"the channel to {address} is closed: {exc}")
     call: Any = exc  # gRPC raises objects that are both an RpcError and a Call, which no annotation of its says
     code, details = call.code(), (call.details() or "").strip()
     if code is grpc.StatusCode.UNAVAILABLE:

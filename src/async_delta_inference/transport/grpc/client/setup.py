@@ -5,22 +5,19 @@ from __future__ import annotations
 import threading
 import time
 
-import grpc
-
 from async_delta_inference.errors import (
     PeerGoneError,
     PeerUnreachableError,
     SetupRefusedError,
-    TransportClosed,
     TransportError,
     TransportTimeout,
 )
 from async_delta_inference.transport.client import TransportOptions
-from async_delta_inference.transport.grpc.client.calls import PolicyServerCalls, map_rpc_error
+from async_delta_inference.transport.grpc.client.calls import CALL_ERRORS, PolicyServerCalls, map_call_error
 from async_delta_inference.transport.grpc.wire import encode_policy
 from async_delta_inference.transport.messages import SessionSpec
 
-__all__ = ["SessionSetup", "map_setup_error"]
+__all__ = ["SessionSetup"]
 
 _RETRY_S = 0.1
 """Between two calls that a server breaks off; gRPC itself backs off from one that is not there."""
@@ -72,8 +69,8 @@ class SessionSetup:
             return TransportTimeout("no time is left")
         try:
             self._calls.ready(remaining_s)
-        except (grpc.RpcError, ValueError) as exc:
-            return map_setup_error(exc, self._address)
+        except CALL_ERRORS as exc:
+            return map_call_error(exc, self._address, "setup")
         return None
 
     def set_up(self) -> str | None:
@@ -89,8 +86,8 @@ class SessionSetup:
         """
         try:
             return self._calls.set_up_policy(self._instructions, self._spec.action_dim)
-        except (grpc.RpcError, ValueError) as exc:
-            error = map_setup_error(exc, self._address)
+        except CALL_ERRORS as exc:
+            error = map_call_error(exc, self._address, "setup")
             if isinstance(error, TransportTimeout):
                 raise TransportTimeout(
                     f"the policy server at {self._address} did not load the policy within "
@@ -106,10 +103,3 @@ class SessionSetup:
         if not spec.names_policy:
             return "whatever is served there"
         return f"{spec.policy_type} from {spec.pretrained_name_or_path}"
-
-
-def map_setup_error(exc: grpc.RpcError | ValueError, address: str) -> TransportError:
-    """Our error for what a call raised while a session is set up."""
-    if isinstance(exc, grpc.RpcError):
-        return map_rpc_error(exc, address, "setup")
-    return TransportClosed(f"the channel to {address} is closed: {exc}")

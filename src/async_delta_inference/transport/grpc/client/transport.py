@@ -22,7 +22,7 @@ from async_delta_inference.errors import (
 from async_delta_inference.transport.addresses import check_host_and_port
 from async_delta_inference.transport.client import Transport, TransportOptions
 from async_delta_inference.transport.finite import is_finite
-from async_delta_inference.transport.grpc.client.calls import PolicyServerCalls, map_rpc_error
+from async_delta_inference.transport.grpc.client.calls import CALL_ERRORS, PolicyServerCalls, map_call_error
 from async_delta_inference.transport.grpc.client.pending import Outgoing, PendingObservations
 from async_delta_inference.transport.grpc.client.setup import SessionSetup
 from async_delta_inference.transport.grpc.wire import decode_actions, encode_observation
@@ -58,6 +58,7 @@ class GrpcTransport(Transport):
         self._lost = 0
         self._restored = 0
         self._losses_without_answer = 0
+        self._why_lost = f"the policy server at {address} went away"
         self._over: PeerGoneError | ProtocolError | None = None
         self._calls: PolicyServerCalls | None = None
         self._setup: SessionSetup | None = None
@@ -127,7 +128,7 @@ class GrpcTransport(Transport):
     def _say_goodbye(self, calls: PolicyServerCalls) -> None:
         try:
             calls.say_goodbye()
-        except (grpc.RpcError, ValueError):
+        except CALL_ERRORS:
             return  # It is gone, or will see the connection go.
 
     @property
@@ -159,7 +160,7 @@ class GrpcTransport(Transport):
         assert self._calls is not None
         try:
             self._calls.send_observation(outgoing.data, outgoing.episode)
-        except (grpc.RpcError, ValueError) as exc:  # ValueError: gRPC's word for a call on a closed channel
+        except CALL_ERRORS as exc:
             self._call_failed(exc, outgoing)
         else:
             with self._condition:
@@ -171,60 +172,64 @@ class GrpcTransport(Transport):
             self._condition.wait_for(lambda: self._finished() or self._disconnected or self._can_ask())
             if self._finished():
                 return
-            due = None if self._disconnected else self._pending.newest_acknowledged()
-        if due is None:
+            disconnected, due = self._disconnected, self._pending.newest_acknowledged()
+        if disconnected:
             self._reconnect()
         else:
             self._get_actions(due)
 
     def _can_ask(self) -> bool:
-        """Whether something is owed, and there is room for it; with the condition held."""
-        return len(self._replies) < MAX_REPLIES and self._pending.newest_acknowledged() is not None
+        """Whether there is room for an answer, and one is owed; with the condition held.
 
-    def _get_actions(self, due: Outgoing) -> None:
+        A server of ours is always asked: it has nothing until it has, and each side sees the other one go.
+        """
+        is_owed = self._is_ours or self._pending.newest_acknowledged() is not None
+        return is_owed and len(self._replies) < MAX_REPLIES
+
+    def _get_actions(self, due: Outgoing | None) -> None:
         assert self._calls is not None
         assert self._spec is not None
         try:
-            data = self._calls.get_actions()
-        except (grpc.RpcError, ValueError) as exc:
+            data, filtered = self._calls.get_actions()
+        except CALL_ERRORS as exc:
             self._call_failed(exc, due)
             return
         if not data:
-            self._answered_empty(due)
+            if not self._is_ours:
+                self._answered_empty(due)
+            elif filtered is not None:
+                self._answered(Filtered(filtered))
             return
         try:
             reply = self._read(data, self._spec.actions_per_chunk)
         except ProtocolError as exc:
             self._end(exc)
         else:
-            self._answered(reply, reply.timestep if isinstance(reply, ActionChunk) else due.timestep)
+            self._answered(reply)
 
     def _read(self, data: bytes, longest_chunk: int) -> ActionChunk | PolicyError:
         chunk = decode_actions(data, longest_chunk)
         # A server of ours has looked. PolicyServer sends on what the policy computes, and goes on afterwards.
         if self._is_ours or is_finite(chunk.memory or b""):
             return chunk
-        return PolicyError(
-            f"the policy returned actions that are not finite for timestep {chunk.timestep}", chunk.timestep
-        )
+        timestep = chunk.timestep
+        return PolicyError(f"the policy returned actions that are not finite for timestep {timestep}", timestep)
 
-    def _answered(self, reply: Reply, timestep: int) -> None:
+    def _answered(self, reply: Reply) -> None:
         with self._condition:
             self._losses_without_answer = 0
-            self._pending.answered(timestep)
+            if reply.timestep is not None:
+                self._pending.answered(reply.timestep)
             self._replies.append(reply)
             self._condition.notify_all()
 
-    def _answered_empty(self, due: Outgoing) -> None:
+    def _answered_empty(self, due: Outgoing | None) -> None:
+        """PolicyServer has nothing, be it because its inference failed."""
         with self._condition:
             # A server that was restarted without our noticing has no policy and says nothing either.
-            if self._disconnected:
+            if due is None or self._disconnected:
                 return
-            failed = self._pending.answered_empty(due)
-            self._losses_without_answer = 0
-            if self._is_ours:
-                self._replies.append(Filtered(due.timestep))  # Ours says why when inference fails.
-            elif failed:
+            if self._pending.answered_empty(due):
                 self._replies.append(
                     PolicyError(
                         f"the policy server at {self.address} returned nothing for timestep {due.timestep}: its "
@@ -234,25 +239,22 @@ class GrpcTransport(Transport):
                 )
             self._condition.notify_all()
 
-    def _call_failed(self, exc: grpc.RpcError | ValueError, outgoing: Outgoing) -> None:
-        error = self._map(exc)
+    def _call_failed(self, exc: grpc.RpcError | ValueError, outgoing: Outgoing | None) -> None:
+        error = map_call_error(exc, self.address, "session")
         if isinstance(error, PolicyError):
-            error.timestep = outgoing.timestep if error.timestep is None else error.timestep
-            self._answered(error, error.timestep)
+            if error.timestep is None and outgoing is not None:
+                error.timestep = outgoing.timestep
+            self._answered(error)
             return
         with self._condition:
-            if isinstance(error, TransportTimeout):
+            if isinstance(error, TransportTimeout) and outgoing is not None:
                 self._pending.drop(outgoing)  # The base class keeps the deadline of an answer, and has said so.
             elif isinstance(error, (PeerGoneError, TransportClosed)):
+                self._why_lost = str(error)
                 self._lost += not self._disconnected
             elif isinstance(error, ProtocolError):
                 self._over = self._over or error
             self._condition.notify_all()
-
-    def _map(self, exc: grpc.RpcError | ValueError) -> TransportError:
-        if isinstance(exc, grpc.RpcError):
-            return map_rpc_error(exc, self.address, "session")
-        return TransportClosed(f"the channel to {self.address} is closed: {exc}")
 
     # A server that is lost.
 
@@ -305,7 +307,7 @@ class GrpcTransport(Transport):
             return True
 
     def _gave_up(self, why: str, cause: Exception | None = None) -> PeerUnreachableError:
-        error = PeerUnreachableError(f"the policy server at {self.address} went away and {why}")
+        error = PeerUnreachableError(f"{self._why_lost}; the server {why}")
         error.__cause__ = cause
         return error
 

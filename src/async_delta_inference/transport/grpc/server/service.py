@@ -25,10 +25,13 @@ from async_delta_inference.transport.grpc.server.connections import TcpConnectio
 from async_delta_inference.transport.grpc.server.session import GrpcSession, SessionTable
 from async_delta_inference.transport.grpc.wire import Wanted, decode_observation, decode_policy, encode_actions
 from async_delta_inference.transport.host import SessionHost
-from async_delta_inference.transport.messages import SessionSpec
+from async_delta_inference.transport.messages import ActionChunk, SessionSpec
 from async_delta_inference.transport.policy import PolicyNeeds
 
 __all__ = ["PolicyService"]
+
+OBS_QUEUE_TIMEOUT_S = 2.0
+"""How long RobotClient's ``GetActions`` waits when nothing is owed: PolicyServer's default."""
 
 _OPEN_SLICE_S = 10.0
 _DEADLINE_SLACK_S = 0.5
@@ -83,16 +86,19 @@ class PolicyService(services_pb2_grpc.AsyncInferenceServicer):  # type: ignore[m
         return services_pb2.Empty()
 
     def GetActions(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
-        """Wait for the next chunk; empty when nothing is owed."""
+        """Wait for the next chunk; empty when nothing is owed for a while, or the policy chose not to answer."""
         with self._call(context) as session:
             try:
-                reply = session.wait_for_reply(context.is_active)
+                reply = session.wait_for_reply(_patience_s(context), context.is_active)
             except PeerGoneError as exc:
                 _abort(context, grpc.StatusCode.UNAVAILABLE, extras.shortened(str(exc)))
-            if isinstance(reply, PolicyError):
+            if isinstance(reply, ActionChunk):
+                return services_pb2.Actions(data=encode_actions(reply))
+            if reply is not None:
                 context.set_trailing_metadata(((extras.TIMESTEP, str(reply.timestep)),))
+            if isinstance(reply, PolicyError):
                 _abort(context, grpc.StatusCode.UNKNOWN, f"{extras.APPLICATION_ERROR}{extras.shortened(str(reply))}")
-            return services_pb2.Actions(data=encode_actions(reply) if reply is not None else b"")
+            return services_pb2.Actions()
 
     # Sessions.
 
@@ -181,6 +187,12 @@ def _key_of(context: grpc.ServicerContext) -> str:
     """What tells a client apart from others."""
     session = extras.read_session(context.invocation_metadata())
     return context.peer() if session is None else f"session {session}"
+
+
+def _patience_s(context: grpc.ServicerContext) -> float:
+    """Our own client always has a call under way, so that each side sees the other one go; RobotClient polls."""
+    is_ours = extras.read_session(context.invocation_metadata()) is not None
+    return extras.PATIENCE_S if is_ours else OBS_QUEUE_TIMEOUT_S
 
 
 def _join(pieces: Iterable[Any], most_bytes: int) -> bytes:

@@ -6,16 +6,12 @@ import threading
 import time
 from collections.abc import Callable
 
-from async_delta_inference.errors import PolicyError
 from async_delta_inference.transport.grpc.server.connections import TcpConnections
 from async_delta_inference.transport.grpc.wire import longest_observation
-from async_delta_inference.transport.mailbox import Filtered, MailboxSession
-from async_delta_inference.transport.messages import ActionChunk, Observation, SessionSpec
+from async_delta_inference.transport.mailbox import MailboxSession, Reply
+from async_delta_inference.transport.messages import Observation, SessionSpec
 
 __all__ = ["GrpcSession", "SessionTable"]
-
-OBS_QUEUE_TIMEOUT_S = 2.0
-"""How long ``GetActions`` waits when nothing is owed: PolicyServer's default."""
 
 _LONGEST_SILENCE_S = 60.0
 """Of a client whose connection cannot be looked up, and that has no call under way."""
@@ -64,28 +60,24 @@ class GrpcSession(MailboxSession):
         if observation.must_go or observation.timestep != self._newest_taken:
             super().post(observation)
 
-    def wait_for_reply(self, is_wanted: Callable[[], bool]) -> ActionChunk | PolicyError | None:
-        """The next reply; None when nothing is owed for `OBS_QUEUE_TIMEOUT_S`, or nobody wants it any more.
+    def wait_for_reply(self, patience_s: float, is_wanted: Callable[[], bool]) -> Reply | None:
+        """The next reply; None when nothing is owed and none came for a while, or nobody wants it any more.
 
         Args:
+            patience_s: The while.
             is_wanted: Whether the call that asks goes on; a reply is not taken for one that does not.
 
         Raises:
             PeerGoneError: The session is over.
         """
-        until_s = time.monotonic() + OBS_QUEUE_TIMEOUT_S
         while True:
             with self._condition:
-                self._condition.wait_for(
-                    lambda: self._replies or self._end is not None or not is_wanted(), OBS_QUEUE_TIMEOUT_S
-                )
+                self._condition.wait_for(lambda: self._replies or self._end is not None or not is_wanted(), patience_s)
                 if not is_wanted():
                     return None
                 reply = self.next_reply(0.0)
-            if reply is None and time.monotonic() >= until_s and not self.owes_reply():
-                return None
-            if reply is not None and not isinstance(reply, Filtered):
-                return reply
+                if reply is not None or not self.owes_reply():
+                    return reply
 
     # Called by the host.
 
