@@ -6,7 +6,6 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -15,11 +14,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, Rectangle
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "support"))
-from scripted_transport import ScriptedTransport, timestep_policy
 from stub_environment import StubEnvironment
 
 from async_delta_inference.client import SimClient, SimClientConfig
 from async_delta_inference.client.record.results import EpisodeResult
+from async_delta_inference.transport.testing import ScriptedTransport, timestep_policy
 
 STEPS, CHUNK, DELAY = 24, 10, 3
 REALTIME_POLLS = {0: 0, 5: 1, 10: 4, 15: 2, 20: 3}
@@ -62,14 +61,10 @@ def main() -> None:
 
 def run(flags: dict[str, Any]) -> tuple[EpisodeResult, list[bool]]:
     """One episode, and before which of its steps a frame was rendered."""
-    environment, transport = StubEnvironment(max_episode_steps=STEPS), ScriptedTransport(timestep_policy(CHUNK))
-    send = transport._send
-
-    def send_and_take_time(observation: Any) -> None:
-        transport._polls = REALTIME_POLLS.get(observation.timestep, DELAY)
-        send(observation)
-
-    transport._send = send_and_take_time  # type: ignore[method-assign]
+    environment = StubEnvironment(max_episode_steps=STEPS)
+    transport = ScriptedTransport(
+        timestep_policy(CHUNK), lambda observation: REALTIME_POLLS.get(observation.timestep, DELAY)
+    )
     with tempfile.TemporaryDirectory() as folder:
         config = SimClientConfig(
             env=None,
@@ -77,14 +72,12 @@ def run(flags: dict[str, Any]) -> tuple[EpisodeResult, list[bool]]:
             pretrained_name_or_path="a/b",
             actions_per_chunk=CHUNK,
             n_episodes=1,
-            server_address="grpc://nowhere:1",
             output_dir=Path(folder),
             progress=False,
             aggregate_fn_name="latest_only",
             **flags,
         )
-        with patch("async_delta_inference.client.sim_client.open_transport", return_value=transport):
-            (episode,) = SimClient(config, environments=[environment]).run().episodes
+        (episode,) = SimClient(config, environments=[environment], transport=transport).run().episodes
     return episode, environment.rendered[0][:-1]
 
 

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from grpc_peer import serve_policy_server
-from peer_process import ProcessPeer
+from policy_server_peer import policy_server_peer
 from random_act import build_random_act
 
 from async_delta_inference.client.environments.registry import make_environments
+from async_delta_inference.transport.testing import ServedPeer
 
 
 @pytest.fixture(scope="session")
@@ -27,8 +27,7 @@ def pusht_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def policy_server() -> Iterator[ProcessPeer]:
-    """lerobot's PolicyServer, unmodified, in a process of its own."""
-    peer = ProcessPeer(serve_policy_server)
-    yield peer
-    peer.kill()
+def policy_server() -> Iterator[ServedPeer]:
+    """lerobot's PolicyServer over gRPC, in a process of its own."""
+    with policy_server_peer("grpc") as peer:
+        yield peer

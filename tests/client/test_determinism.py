@@ -14,31 +14,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from grpc_peer import serve_policy_server
 from lerobot.envs.configs import LiberoEnv, PushtEnv
-from peer_process import ProcessPeer
+from policy_server_peer import policy_server_peer
 from random_act import build_random_act
-from shm_peer import serve_policy_host
 
 from async_delta_inference.client import RunObserver, SimClient, SimClientConfig
 from async_delta_inference.client.environments.libero import LiberoEnvironment
 from async_delta_inference.client.environments.registry import make_environments
 from async_delta_inference.transport.shm.shared.rendezvous import FOLDER_VARIABLE
+from async_delta_inference.transport.testing import ServedPeer
 
 DELAY = 3
-
-
-@contextmanager
-def peer(scheme: str, folder: Path) -> Iterator[ProcessPeer]:
-    """A server that loads real checkpoints, over either transport."""
-    if scheme == "grpc":
-        server = ProcessPeer(serve_policy_server)
-    else:
-        server = ProcessPeer(serve_policy_host, "determinism", str(folder))
-    try:
-        yield server
-    finally:
-        server.kill()
 
 
 @contextmanager
@@ -65,7 +51,7 @@ def _burn(parent: int) -> None:
 class Stutter(RunObserver):
     """Delays steps and freezes the server, differently each time: a machine that does something else, too."""
 
-    def __init__(self, seed: int, server: ProcessPeer) -> None:
+    def __init__(self, seed: int, server: ServedPeer) -> None:
         self._random = np.random.default_rng(seed)
         self._server = server
 
@@ -92,7 +78,7 @@ class FinalStates(RunObserver):
 
 
 def trajectories(
-    server: ProcessPeer, folder: Path, stutter: int | None = None, **flags: Any
+    server: ServedPeer, folder: Path, stutter: int | None = None, **flags: Any
 ) -> list[tuple[bytes, bytes]]:
     """Per episode, its file's bytes and the final state of the simulator."""
     config = SimClientConfig(
@@ -126,9 +112,9 @@ def test_transports_and_load_change_nothing(
         "pretrained_name_or_path": str(pusht_checkpoint),
         "on_starvation": on_starvation,
     }
-    with peer("grpc", tmp_path / "sockets") as server:
+    with policy_server_peer("grpc") as server:
         expected = trajectories(server, tmp_path / "grpc", **flags)
-    with peer("shm", tmp_path / "sockets") as server:
+    with policy_server_peer("shm") as server:
         assert trajectories(server, tmp_path / "shm", **flags) == expected
         assert trajectories(server, tmp_path / "stutter", stutter=1, **flags) == expected
         with cpu_load(4):
@@ -152,7 +138,7 @@ def test_libero_is_the_same_over_both_transports_and_under_load(
     (environment,) = make_environments(env)
     checkpoint = build_random_act(tmp_path / "act", environment.features, environment.action_dim)
     flags: dict[str, Any] = {"env": env, "pretrained_name_or_path": str(checkpoint), "actions_per_chunk": 50}
-    with peer("grpc", tmp_path / "sockets") as server:
+    with policy_server_peer("grpc") as server:
         expected = trajectories(server, tmp_path / "grpc", **flags)
-    with peer("shm", tmp_path / "sockets") as server, cpu_load(2):
+    with policy_server_peer("shm") as server, cpu_load(2):
         assert trajectories(server, tmp_path / "shm", **flags) == expected

@@ -19,11 +19,11 @@ import numpy as np
 import pytest
 from lerobot.envs.configs import AlohaEnv, LiberoEnv, MetaworldEnv, PushtEnv
 from numpy.typing import NDArray
-from peer_process import ProcessPeer
 from random_act import build_random_act
 
 from async_delta_inference.client import EpisodeResult, SimClient, SimClientConfig
 from async_delta_inference.client.environments import make_environments
+from async_delta_inference.transport.testing import ServedPeer
 
 LONG = (pytest.mark.slow, pytest.mark.timeout(3600))
 LEROBOTS_CAMERA = {"observation.image": "observation.images.image"}
@@ -79,7 +79,7 @@ class ShortMetaworld(MetaworldEnv):
     ],
 )
 def test_episodes_are_lerobot_evals(
-    make_config: Callable[[], Any], episodes: int, chunk_size: int, policy_server: ProcessPeer, tmp_path: Path
+    make_config: Callable[[], Any], episodes: int, chunk_size: int, policy_server: ServedPeer, tmp_path: Path
 ) -> None:
     ours, theirs = run_both(make_config, episodes, chunk_size, policy_server, tmp_path)
     assert_same(ours, theirs)
@@ -87,7 +87,7 @@ def test_episodes_are_lerobot_evals(
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_a_libero_episode_takes_a_fifth_of_lerobot_evals_time(policy_server: ProcessPeer, tmp_path: Path) -> None:
+def test_a_libero_episode_takes_a_fifth_of_lerobot_evals_time(policy_server: ServedPeer, tmp_path: Path) -> None:
     """Full-length episodes, chunks of 50, hard resets, frames of 256 x 256: the results of both, and their seconds."""
     make_config = partial(libero, "libero_spatial", 1, None, size_px=256)
     ours, theirs = run_both(make_config, 3, 50, policy_server, tmp_path)
@@ -100,7 +100,7 @@ def test_a_libero_episode_takes_a_fifth_of_lerobot_evals_time(policy_server: Pro
 
 
 def run_both(
-    make_config: Callable[[], Any], episodes: int, chunk_size: int, server: ProcessPeer, folder: Path
+    make_config: Callable[[], Any], episodes: int, chunk_size: int, server: ServedPeer, folder: Path
 ) -> tuple[list[EpisodeResult], list[Recorded]]:
     """The same episodes through the whole pipeline in parity mode and through lerobot's rollout."""
     checkpoint = checkpoint_for(make_config(), chunk_size, folder / "act")

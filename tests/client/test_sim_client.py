@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from grpc_peer import serve_policy_server
 from lerobot.envs.configs import PushtEnv
-from peer_process import ProcessPeer
+from policy_server_peer import policy_server_peer
 
 from async_delta_inference.client import EpisodeResult, RunObserver, SimClient, SimClientConfig
 from async_delta_inference.client.environments.registry import make_environments
@@ -20,9 +19,10 @@ from async_delta_inference.errors import (
     PolicyError,
     SetupRefusedError,
 )
+from async_delta_inference.transport.testing import ServedPeer
 
 
-def config(checkpoint: Path, peer: ProcessPeer, output_dir: Path, **flags: Any) -> SimClientConfig:
+def config(checkpoint: Path, peer: ServedPeer, output_dir: Path, **flags: Any) -> SimClientConfig:
     return SimClientConfig(
         **{
             "env": PushtEnv(episode_length=60),
@@ -53,7 +53,7 @@ class AtStep(RunObserver):
             self._action()
 
 
-def test_episode_is_asynchronous(pusht_checkpoint: Path, policy_server: ProcessPeer, tmp_path: Path) -> None:
+def test_episode_is_asynchronous(pusht_checkpoint: Path, policy_server: ServedPeer, tmp_path: Path) -> None:
     """In the simulated clock, so that it does not hang on how fast this machine infers."""
     flags = config(pusht_checkpoint, policy_server, tmp_path, clock="simulated", inference_delay="3")
     (episode,) = SimClient(flags).run().episodes
@@ -65,7 +65,7 @@ def test_episode_is_asynchronous(pusht_checkpoint: Path, policy_server: ProcessP
 
 
 def test_unlike_upstream_the_similarity_filter_does_not_make_it_synchronous(
-    pusht_checkpoint: Path, policy_server: ProcessPeer, tmp_path: Path
+    pusht_checkpoint: Path, policy_server: ServedPeer, tmp_path: Path
 ) -> None:
     """A state that stays within PolicyServer's distance of 1, as LIBERO's metres and radians do."""
 
@@ -88,7 +88,7 @@ def test_unlike_upstream_the_similarity_filter_does_not_make_it_synchronous(
     assert len(as_upstream.chunks) == 3
 
 
-def test_interface_of_robot_client(pusht_checkpoint: Path, policy_server: ProcessPeer, tmp_path: Path) -> None:
+def test_interface_of_robot_client(pusht_checkpoint: Path, policy_server: ServedPeer, tmp_path: Path) -> None:
     client = SimClient(config(pusht_checkpoint, policy_server, tmp_path, n_episodes=2))
     client.start()
     action_thread = threading.Thread(target=client.receive_actions, daemon=True)
@@ -101,7 +101,7 @@ def test_interface_of_robot_client(pusht_checkpoint: Path, policy_server: Proces
 
 
 def test_same_seed_and_delay_give_the_same_run(
-    pusht_checkpoint: Path, policy_server: ProcessPeer, tmp_path: Path
+    pusht_checkpoint: Path, policy_server: ServedPeer, tmp_path: Path
 ) -> None:
     def trajectories(name: str) -> list[bytes]:
         flags = config(
@@ -122,7 +122,7 @@ def test_same_seed_and_delay_give_the_same_run(
 
 
 def test_death_of_the_server_in_mid_episode_ends_the_run(
-    pusht_checkpoint: Path, policy_server: ProcessPeer, tmp_path: Path
+    pusht_checkpoint: Path, policy_server: ServedPeer, tmp_path: Path
 ) -> None:
     client = SimClient(config(pusht_checkpoint, policy_server, tmp_path), observers=[AtStep(25, policy_server.kill)])
     with pytest.raises(PeerUnreachableError, match="did not come back within 1 s"):
@@ -131,11 +131,11 @@ def test_death_of_the_server_in_mid_episode_ends_the_run(
 
 def test_restart_of_the_server_in_mid_episode_lets_the_run_go_on(pusht_checkpoint: Path, tmp_path: Path) -> None:
     address = f"unix:{tmp_path}/server.sock"
-    peers = [ProcessPeer(serve_policy_server, address)]
+    peers = [policy_server_peer("grpc", address)]
 
     def restart() -> None:
         peers[-1].kill()
-        peers.append(ProcessPeer(serve_policy_server, address))
+        peers.append(policy_server_peer("grpc", address))
 
     flags = config(pusht_checkpoint, peers[0], tmp_path, reconnect_timeout_s=60.0)
     try:
@@ -147,14 +147,14 @@ def test_restart_of_the_server_in_mid_episode_lets_the_run_go_on(pusht_checkpoin
     assert result.episodes[0].chunks[-1].requested_step > 25
 
 
-def test_checkpoint_that_is_not_there_is_refused_by_the_server(policy_server: ProcessPeer, tmp_path: Path) -> None:
+def test_checkpoint_that_is_not_there_is_refused_by_the_server(policy_server: ServedPeer, tmp_path: Path) -> None:
     client = SimClient(config(Path("nobody/nothing"), policy_server, tmp_path))
     with pytest.raises(SetupRefusedError, match="nobody/nothing"):
         client.run()
 
 
 def test_camera_that_does_not_match_is_refused_before_the_run(
-    pusht_checkpoint: Path, policy_server: ProcessPeer, tmp_path: Path
+    pusht_checkpoint: Path, policy_server: ServedPeer, tmp_path: Path
 ) -> None:
     from stub_environment import StubEnvironment
 
@@ -164,7 +164,7 @@ def test_camera_that_does_not_match_is_refused_before_the_run(
 
 
 def test_inference_that_fails_on_the_server_is_an_error_here(
-    pusht_checkpoint: Path, policy_server: ProcessPeer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pusht_checkpoint: Path, policy_server: ServedPeer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """PolicyServer answers empty, as for "no observation yet": a client of upstream's would wait for ever."""
     from stub_environment import StubEnvironment
@@ -175,7 +175,7 @@ def test_inference_that_fails_on_the_server_is_an_error_here(
         client.run()
 
 
-def test_pictures_are_written(pusht_checkpoint: Path, policy_server: ProcessPeer, tmp_path: Path) -> None:
+def test_pictures_are_written(pusht_checkpoint: Path, policy_server: ServedPeer, tmp_path: Path) -> None:
     flags = {"debug_visualize_queue_size": True, "plot_latency": True}
     SimClient(config(pusht_checkpoint, policy_server, tmp_path, **flags)).run()
     for name in ("queue_size.png", "latency.png"):

@@ -27,16 +27,22 @@ from async_delta_inference.transport.testing.messages import (  # noqa: E402
 )
 from async_delta_inference.transport.testing.peer import ContractClient, ServedPeer  # noqa: E402
 from async_delta_inference.transport.testing.policy import ScriptedPolicy  # noqa: E402
+from async_delta_inference.transport.testing.scripted import (  # noqa: E402
+    ScriptedTransport,
+    timestep_policy,
+)
 
 __all__ = [
     "CONTRACT_POLICY",
     "WAIT_S",
     "ContractClient",
     "ScriptedPolicy",
+    "ScriptedTransport",
     "ServedPeer",
     "TransportContract",
     "contract_observation",
     "eventually",
     "expect_answer",
     "scripted_actions",
+    "timestep_policy",
 ]
