@@ -190,7 +190,7 @@ class FunctionPolicy:
     def _answer(self, request: Request) -> Answer:
         try:
             actions = np.asarray(self._function(request.observation), np.float32)
-        except (Exception, SystemExit) as exc:
+        except (Exception, SystemExit) as exc:  # noqa: BLE001 - a function may raise anything: its client hears of it
             return exc if isinstance(exc, PolicyError) else PolicyError(f"{type(exc).__name__}: {exc}")
         assert isinstance(request.session, _FunctionSession)
         return actions[: request.session.rows] if actions.ndim else actions

@@ -70,6 +70,7 @@ class LeRobotEnvironment(Environment):
         self._rebuild = task.rebuild
         self._env: gymnasium.Env[Any, Any] | None = task.env
         self._raw: Mapping[str, Any] | None = None
+        self._state: NDArray[np.float32] | None = None
         self._frames_current = False
         self._last_action: NDArray[np.float32] | None = None
         self.task_group = task.group
@@ -107,7 +108,7 @@ class LeRobotEnvironment(Environment):
         return StepResult(float(reward), bool(terminated), bool(truncated), _is_success(info))
 
     def state(self) -> NDArray[np.float32]:  # noqa: D102
-        return state_vector(self._observed())
+        return self._current_state().copy()
 
     def write_observation(self, observation: Observation) -> None:  # noqa: D102
         raw = self._observed()
@@ -116,7 +117,7 @@ class LeRobotEnvironment(Environment):
         rotate = is_libero(raw)
         for camera, image in camera_images(raw).items():
             write_image(image, observation.images[camera], rotate=rotate)
-        np.copyto(observation.state, state_vector(raw))
+        np.copyto(observation.state, self._current_state())
 
     def hold_action(self) -> NDArray[np.float32]:  # noqa: D102
         if self._traits.hold_action is None:
@@ -136,7 +137,7 @@ class LeRobotEnvironment(Environment):
         return np.ascontiguousarray(frame)
 
     def close(self) -> None:  # noqa: D102
-        env, self._env, self._raw = self._env, None, None
+        env, self._env, self._raw, self._state = self._env, None, None, None
         if env is not None:
             env.close()
 
@@ -148,7 +149,14 @@ class LeRobotEnvironment(Environment):
 
     def _take(self, raw: Any, render: bool) -> None:
         self._raw = self._converted(raw)
+        self._state = None
         self._frames_current = render
+
+    def _current_state(self) -> NDArray[np.float32]:
+        """The state vector of what was observed last, made once for all who ask."""
+        if self._state is None:
+            self._state = state_vector(self._observed())
+        return self._state
 
     def _converted(self, raw: Any) -> Mapping[str, Any]:
         converted = self._traits.convert(raw) if self._traits.convert is not None else raw

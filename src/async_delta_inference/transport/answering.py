@@ -1,0 +1,106 @@
+"""`Answering`: asks the policy for a batch of requests, and gives every session its answer."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from async_delta_inference.errors import PolicyError
+from async_delta_inference.transport.finite import is_finite
+from async_delta_inference.transport.inbox import Seat
+from async_delta_inference.transport.messages import SessionSpec
+from async_delta_inference.transport.policy import Answer, EpisodeStart, Policy
+
+__all__ = ["Answering"]
+
+logger = logging.getLogger(__name__)
+
+_FLOAT32 = np.dtype(np.float32)
+
+
+class Answering:
+    """What the inference loop does with the seats that its inbox hands out.
+
+    Args:
+        policy: Answers.
+        on_failure: Told of a session that raised, and what; the others go on.
+    """
+
+    def __init__(self, policy: Policy, on_failure: Callable[[Seat, Exception], None]) -> None:
+        self._infer = policy.infer
+        self._on_failure = on_failure
+
+    def __call__(self, taken: Sequence[Seat]) -> None:
+        """Answer the observations that the seats hold, each of another session. Raises nothing."""
+        if len(taken) > 1:
+            taken = [seat for seat in taken if self._is_in_episode(seat)]
+            if not taken:
+                return
+        elif taken[0].observation.episode != taken[0].episode and not self._is_in_episode(taken[0]):
+            return
+        try:
+            answers = self._infer(taken)
+            if len(answers) != len(taken):
+                raise PolicyError(f"the policy gave {len(answers)} answers to {len(taken)} requests")
+        except (Exception, SystemExit) as exc:
+            logger.debug("inference failed", exc_info=True)
+            answers = [_as_policy_error(exc)] * len(taken)
+        for i in range(len(taken)):
+            self._try_to_reply(taken[i], answers[i])
+
+    def _is_in_episode(self, seat: Seat) -> bool:
+        """Whether the policy is reset for the episode of the seat's observation; else the client was told."""
+        observation = seat.observation
+        if observation.episode == seat.episode:
+            return True
+        try:
+            seat.session.reset(EpisodeStart(observation.episode, observation.task))
+        except (Exception, SystemExit) as exc:
+            logger.debug("the policy cannot be reset", exc_info=True)
+            self._try_to_reply(seat, _as_policy_error(exc))
+            return False
+        seat.episode = observation.episode
+        return True
+
+    def _try_to_reply(self, seat: Seat, answer: Answer) -> None:
+        try:
+            self._reply(seat, answer)
+        except Exception as exc:  # noqa: BLE001 - whatever a session raises ends that session alone
+            self._on_failure(seat, exc)
+
+    def _reply(self, seat: Seat, answer: Answer) -> None:
+        session, observation = seat.served, seat.observation
+        # Look for what is as it should be, and ask what is wrong only then: this runs once per message.
+        if not (type(answer) is np.ndarray and answer.shape == seat.whole_chunk and answer.dtype is _FLOAT32):
+            if answer is None:
+                session.pass_over(observation)
+                return
+            fault = str(answer) if isinstance(answer, PolicyError) else _fault_of(answer, session.spec)
+            if fault or isinstance(answer, PolicyError):
+                session.fail(observation, fault)
+                return
+        data = answer.tobytes()
+        if is_finite(data):
+            session.answer(observation, data)
+        else:
+            timestep = observation.timestep
+            session.fail(observation, f"the policy gave actions that are not finite for timestep {timestep}")
+
+
+def _as_policy_error(exc: BaseException) -> PolicyError:
+    return exc if isinstance(exc, PolicyError) else PolicyError(f"{type(exc).__name__}: {exc}")
+
+
+def _fault_of(actions: object, spec: SessionSpec) -> str:
+    """What is wrong with the form of a policy's answer; empty for nothing."""
+    rows, columns = spec.actions_per_chunk, spec.action_dim
+    if not isinstance(actions, np.ndarray):
+        return f"the policy gave a {type(actions).__name__}; agreed were float32 (n, {columns})"
+    shape = actions.shape
+    if actions.dtype != _FLOAT32 or len(shape) != 2 or shape[1] != columns:
+        return f"the policy gave actions of {actions.dtype} {shape}; agreed were float32 (n, {columns})"
+    if not 1 <= shape[0] <= rows:
+        return f"the policy gave {shape[0]} actions, agreed were 1 to {rows}"
+    return ""
