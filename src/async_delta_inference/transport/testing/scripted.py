@@ -98,8 +98,8 @@ class ScriptedTransport(InprocTransport):
     def _receive(self, timeout_s: float) -> ActionChunk | None:
         until_s = time.monotonic() + timeout_s
         for held in list(self._held):
-            held.polls_left = -math.inf if timeout_s > 0.0 else held.polls_left - 1
-        while not self._may_show():
+            held.polls_left -= 1
+        while not self._may_show(waits=timeout_s > 0.0):
             left_s = until_s - time.monotonic()
             if left_s <= 0.0 or self._closed.wait(min(left_s, _TURN_S)):
                 return None
@@ -111,12 +111,14 @@ class ScriptedTransport(InprocTransport):
             return None
         return reply
 
-    def _may_show(self) -> bool:
+    def _may_show(self, *, waits: bool) -> bool:
         if self.errors:
             raise self.errors.popleft()
         if self.silent or self.away or not self._held:
             return False
         first = self._held[0]
+        if waits:  # Also for what was sent during the wait.
+            first.polls_left = -math.inf
         return first.polls_left < 0 and self._ready(first.observation)
 
     def _expects_answers(self) -> bool:
