@@ -48,7 +48,10 @@ class Answering:
             logger.debug("inference failed", exc_info=True)
             answers = [_as_policy_error(exc)] * len(taken)
         for i in range(len(taken)):
-            self._try_to_reply(taken[i], answers[i])
+            try:
+                self._reply(taken[i], answers[i])
+            except Exception as exc:  # noqa: BLE001 - whatever a session raises ends that session alone
+                self._on_failure(taken[i], exc)
 
     def _is_in_episode(self, seat: Seat) -> bool:
         """Whether the policy is reset for the episode of the seat's observation; else the client was told."""
@@ -59,16 +62,13 @@ class Answering:
             seat.session.reset(EpisodeStart(observation.episode, observation.task))
         except (Exception, SystemExit) as exc:
             logger.debug("the policy cannot be reset", exc_info=True)
-            self._try_to_reply(seat, _as_policy_error(exc))
+            try:
+                self._reply(seat, _as_policy_error(exc))
+            except Exception as failure:  # noqa: BLE001 - as above
+                self._on_failure(seat, failure)
             return False
         seat.episode = observation.episode
         return True
-
-    def _try_to_reply(self, seat: Seat, answer: Answer) -> None:
-        try:
-            self._reply(seat, answer)
-        except Exception as exc:  # noqa: BLE001 - whatever a session raises ends that session alone
-            self._on_failure(seat, exc)
 
     def _reply(self, seat: Seat, answer: Answer) -> None:
         session, observation = seat.served, seat.observation

@@ -29,6 +29,8 @@ class Lobby:
         self._arrived: deque[ServedSession] = deque()
         self._departed: deque[ServedSession] = deque()
         self._is_shut = False
+        self.has_traffic = False
+        """Whether somebody arrived or departed since `take_departed`; plain, for it is looked at with every message."""
 
     def reserve(self, session: ServedSession, needs: PolicyNeeds) -> None:
         """Keep a seat for a session until it departs.
@@ -50,6 +52,7 @@ class Lobby:
         with self._lock:
             if session in self._seated:
                 self._arrived.append(session)
+                self.has_traffic = True
 
     def depart(self, session: ServedSession) -> None:
         """Free its seat, and have it closed; idempotent."""
@@ -74,14 +77,10 @@ class Lobby:
         with self._lock:
             return list(self._seated)
 
-    @property
-    def has_traffic(self) -> bool:
-        """Whether somebody arrived or departed: a look that costs nothing, on the path of every message."""
-        return bool(self._arrived or self._departed)
-
     def take_departed(self) -> list[ServedSession]:
         """Those to be closed."""
         with self._lock:
+            self.has_traffic = False
             if self._arrived and not self._departed:
                 # Somebody whose connection has ended unnoticed must not keep another one's policy out.
                 self._see_off_who_left()
@@ -101,6 +100,7 @@ class Lobby:
     def _see_off(self, session: ServedSession) -> None:
         if self._seated.pop(session, None) is not None:
             self._departed.append(session)
+            self.has_traffic = True
 
     def _see_off_who_left(self) -> None:
         for session in [session for session in self._seated if session.has_left()]:
