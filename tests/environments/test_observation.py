@@ -1,4 +1,4 @@
-"""`format_env_observation` against LeRobot's own `preprocess_observation` and `LiberoProcessorStep`."""
+"""What an environment writes for the policy, against LeRobot's own `preprocess_observation` and `LiberoProcessorStep`."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ from lerobot.processor.env_processor import LiberoProcessorStep
 from numpy.typing import NDArray
 
 from async_delta_inference.client.environments.observation import (
-    format_env_observation,
+    camera_images,
+    is_libero,
     quaternion_to_axis_angle,
     state_vector,
+    write_image,
 )
 from async_delta_inference.errors import ConfigError
 
@@ -55,32 +57,39 @@ def as_lerobot_image(image: NDArray[np.uint8]) -> torch.Tensor:
     return (torch.from_numpy(image).permute(2, 0, 1).float() / 255)[None]
 
 
+def written(observation: dict[str, Any]) -> dict[str, NDArray[np.uint8]]:
+    """By camera, as an environment writes it into the memory that it is given."""
+    images = {}
+    for camera, image in camera_images(observation).items():
+        images[camera] = np.empty(image.shape, np.uint8)
+        write_image(image, images[camera], rotate=is_libero(observation))
+    return images
+
+
 def assert_equal_to_lerobot(observation: dict[str, Any], names: dict[str, str]) -> None:
-    ours, theirs = format_env_observation(observation, "pick it up"), through_lerobot(observation)
-    assert ours.keys() == {*names, "observation.state", "task"}
-    assert ours["task"] == "pick it up"
-    for name, their_name in names.items():
-        assert ours[name].dtype == np.uint8
-        assert ours[name].flags.c_contiguous
-        assert torch.equal(as_lerobot_image(ours[name]), theirs[their_name])
-    assert ours["observation.state"].dtype == np.float32
-    assert ours["observation.state"][None].tobytes() == theirs["observation.state"].numpy().tobytes()
+    """``names``: camera to LeRobot's key."""
+    images, state, theirs = written(observation), state_vector(observation), through_lerobot(observation)
+    assert images.keys() == names.keys()
+    for camera, their_name in names.items():
+        assert torch.equal(as_lerobot_image(images[camera]), theirs[their_name])
+    assert state.dtype == np.float32
+    assert state[None].tobytes() == theirs["observation.state"].numpy().tobytes()
 
 
 def test_libero_equals_lerobot_bit_for_bit() -> None:
-    names = {name: name for name in ("observation.images.image", "observation.images.image2")}
+    names = {name: f"observation.images.{name}" for name in ("image", "image2")}
     for _ in range(20):
         assert_equal_to_lerobot(libero_observation(), names)
 
 
 def test_single_camera_is_served_as_image() -> None:
     observation = {"pixels": random_image(), "agent_pos": RNG.normal(size=2)}
-    assert_equal_to_lerobot(observation, {"observation.images.image": "observation.image"})
+    assert_equal_to_lerobot(observation, {"image": "observation.image"})
 
 
 def test_named_cameras_keep_their_names() -> None:
     observation = {"pixels": {"top": random_image()}, "agent_pos": RNG.normal(size=14)}
-    assert_equal_to_lerobot(observation, {"observation.images.top": "observation.images.top"})
+    assert_equal_to_lerobot(observation, {"top": "observation.images.top"})
 
 
 UNIT_COMPONENTS = npst.arrays(np.float64, 4, elements=st.floats(-1, 1))
@@ -102,13 +111,6 @@ def test_axis_angle_equals_lerobot(quaternion: NDArray[np.float64]) -> None:
             assert quaternion_to_axis_angle(signed)[None].tobytes() == theirs.tobytes()
 
 
-def test_the_result_shares_no_memory_with_the_observation() -> None:
-    observation = {"pixels": random_image(), "agent_pos": np.zeros(2, np.float32)}
-    formatted = format_env_observation(observation)
-    assert not np.shares_memory(formatted["observation.images.image"], observation["pixels"])
-    assert not np.shares_memory(formatted["observation.state"], observation["agent_pos"])
-
-
 @pytest.mark.parametrize(
     ("observation", "missing"),
     [
@@ -120,7 +122,8 @@ def test_the_result_shares_no_memory_with_the_observation() -> None:
 )
 def test_what_is_missing_is_named(observation: dict[str, Any], missing: str) -> None:
     with pytest.raises(ConfigError, match=missing):
-        format_env_observation(observation)
+        camera_images(observation)
+        state_vector(observation)
 
 
 def test_state_vector_flattens_and_copies() -> None:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from async_delta_inference.errors import ConfigError
 
-__all__ = ["AggregateFunction", "aggregate_function", "aggregate_function_names", "register_aggregate_function"]
+__all__ = ["AggregateFunction", "aggregate_function", "register_aggregate_function"]
 
 AggregateFunction = Callable[[NDArray[np.float32], NDArray[np.float32]], NDArray[np.float32]]
 """From the queued and the incoming actions of the same timesteps, both float32 (k, A), to the ones to execute."""
@@ -20,11 +20,6 @@ _FUNCTIONS: dict[str, AggregateFunction] = {
     "average": lambda old, new: 0.5 * old + 0.5 * new,
     "conservative": lambda old, new: 0.7 * old + 0.3 * new,
 }
-
-
-def aggregate_function_names() -> list[str]:
-    """Every name that `aggregate_function` takes."""
-    return list(_FUNCTIONS)
 
 
 def aggregate_function(name: str) -> AggregateFunction:

@@ -19,7 +19,7 @@ __all__ = [
     "LIBERO_STATE_NAMES",
     "SINGLE_CAMERA",
     "camera_images",
-    "format_env_observation",
+    "is_libero",
     "quaternion_to_axis_angle",
     "state_vector",
     "write_image",
@@ -40,31 +40,6 @@ LIBERO_STATE_NAMES = (
     "gripper_qpos_right",
 )
 """What the elements of `state_vector` are for LIBERO's ``robot_state``: metres, radians, metres."""
-
-
-def format_env_observation(observation: Mapping[str, Any], task: str = "") -> dict[str, Any]:
-    """A single environment's raw observation in LeRobot's keys.
-
-    Args:
-        observation: ``{"pixels": {camera: image}, "robot_state": {...}}`` as LIBERO returns it, or
-            ``{"pixels": image or {camera: image}, "agent_pos": vector}``; images uint8 (H, W, C).
-        task: The instruction in natural language.
-
-    Returns:
-        ``observation.images.<camera>``: uint8 (H, W, C), contiguous, rotated by 180 degrees for LIBERO;
-        ``observation.state``: float32 (S,); ``task``.
-
-    Raises:
-        ConfigError: It has no pixels or no state that a policy could be served with; says what is missing.
-    """
-    rotate = is_libero(observation)
-    formatted: dict[str, Any] = {}
-    for camera, image in camera_images(observation).items():
-        formatted[f"observation.images.{camera}"] = np.empty(image.shape, np.uint8)
-        write_image(image, formatted[f"observation.images.{camera}"], rotate=rotate)
-    formatted["observation.state"] = state_vector(observation)
-    formatted["task"] = task
-    return formatted
 
 
 def is_libero(observation: Mapping[str, Any]) -> bool:
