@@ -1,4 +1,4 @@
-"""What an environment writes for the policy, against LeRobot's own `preprocess_observation` and `LiberoProcessorStep`."""
+"""What an environment writes for the policy, against LeRobot's `preprocess_observation` and `LiberoProcessorStep`."""
 
 from __future__ import annotations
 
@@ -122,8 +122,7 @@ def test_axis_angle_equals_lerobot(quaternion: NDArray[np.float64]) -> None:
 )
 def test_what_is_missing_is_named(observation: dict[str, Any], missing: str) -> None:
     with pytest.raises(ConfigError, match=missing):
-        camera_images(observation)
-        state_vector(observation)
+        (camera_images(observation), state_vector(observation))
 
 
 def test_state_vector_flattens_and_copies() -> None:
