@@ -19,3 +19,5 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> None:
 class TestThirdPartyContract(TransportContract):
     scheme = "coo"
     absent_uri = "coo://nobody-is-here"
+    carries_episodes = False
+    carries_description = False

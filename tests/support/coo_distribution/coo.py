@@ -1,5 +1,6 @@
 """A third party's transport, both halves: ``coo://name`` over a Unix socket. Small rather than fast.
 
+Its protocol has no word for an episode nor for what is served, as one that somebody else laid down may not have.
 It stands for whatever somebody else may add: nothing in the project knows it but for its entry point.
 """
 
@@ -36,7 +37,7 @@ from async_delta_inference.transport.mailbox import Filtered, MailboxSession
 
 LONGEST_BYTES = 2**24
 TURN_S = 0.5
-SCALARS = ("timestep", "task", "must_go", "episode", "timestamp_s")
+SCALARS = ("timestep", "task", "must_go", "timestamp_s")
 
 
 class Line:
@@ -86,7 +87,7 @@ class CooTransport(Transport):
             raise TransportTimeout("the pigeon did not come back")
         if reply["kind"] == "refused":
             raise SetupRefusedError(reply["reason"])
-        return reply["description"]
+        return ""
 
     def _reach(self) -> socket.socket:
         deadline_s = time.monotonic() + self.options.connect_timeout_s
@@ -178,15 +179,14 @@ class CooListener(Listener):
             spec = SessionSpec(policy_type, path, asked["sizes"][0], features, asked["sizes"][1], device)
             session = MailboxSession(spec, label, self.host.ring)
             try:
-                needs = self.host.describe(spec)
-                self.host.reserve(session, needs)
+                self.host.reserve(session, self.host.describe(spec))
                 self.host.enter(session)
                 while session.wait_until_open(TURN_S) is None:
                     pass
             except SetupRefusedError as exc:
                 line.tell("refused", reason=str(exc))
             else:
-                line.tell("open", description=needs.description)
+                line.tell("open")
                 self._exchange(line, session)
             finally:
                 session.end("the pigeon is gone")

@@ -38,9 +38,6 @@ class ContractBase:
     carries_description: ClassVar[bool] = True
     """Whether the protocol says what the server serves. If not, the client knows an empty text."""
 
-    carries_action_dim: ClassVar[bool] = True
-    """Whether the protocol says how long an action is to be. If not, a policy of another width shows at its answer."""
-
     @pytest.fixture
     def peer(self) -> Iterator[ServedPeer]:
         """A server with a scripted policy, killed afterwards."""
