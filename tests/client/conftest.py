@@ -1,4 +1,4 @@
-"""A checkpoint and a server for whole evaluations."""
+"""A checkpoint and a server for whole evaluations, and runs of stub environments."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from control_run import Run
 from policy_server_peer import policy_server_peer
 from random_act import build_random_act
 
@@ -31,3 +32,9 @@ def policy_server() -> Iterator[ServedPeer]:
     """lerobot's PolicyServer over gRPC, in a process of its own."""
     with policy_server_peer("grpc") as peer:
         yield peer
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """Stub environments over a scripted transport."""
+    return Run(tmp_path)

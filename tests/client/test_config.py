@@ -12,13 +12,15 @@ from async_delta_inference.client.cli import main
 from async_delta_inference.errors import ConfigError, MissingExtraError
 
 GOOD = {"env": None, "policy_type": "act", "pretrained_name_or_path": "p", "actions_per_chunk": 50}
+DISTRIBUTION = Path(__file__).parents[1] / "support" / "coo_distribution"
+TOGETHER = "--policy_type and --pretrained_name_or_path belong together"
 
 
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
-        ({"policy_type": ""}, "policy_type"),
-        ({"pretrained_name_or_path": ""}, "pretrained_name_or_path"),
+        ({"policy_type": ""}, TOGETHER),
+        ({"pretrained_name_or_path": ""}, TOGETHER),
         ({"actions_per_chunk": 0}, "actions_per_chunk"),
         ({"n_episodes": 0}, "n_episodes"),
         ({"n_videos": -1}, "n_videos"),
@@ -33,8 +35,8 @@ GOOD = {"env": None, "policy_type": "act", "pretrained_name_or_path": "p", "acti
         ({"on_starvation": "eat"}, "wait, hold"),
         ({"render": "never"}, "on_demand, always"),
         ({"aggregate_fn_name": "median"}, "weighted_average"),
-        ({"transport": "pigeon"}, "grpc, shm"),
-        ({"server_address": "pigeon://loft"}, "grpc, shm"),
+        ({"transport": "pigeon"}, r"unknown --transport=pigeon; known are: .*grpc.*shm"),
+        ({"server_address": "pigeon://loft"}, r"unknown --transport=pigeon; known are: .*grpc.*shm"),
         ({"server_address": ""}, "server_address"),
         ({"inference_delay": "3"}, "--clock=simulated"),
         ({"clock": "simulated", "inference_delay": "-3"}, "inference_delay"),
@@ -82,11 +84,13 @@ def test_server_of_its_own_is_reached_through_shared_memory() -> None:
     assert SimClientConfig(**GOOD).transport == "shm"
 
 
-def test_transport_of_a_plugin_needs_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("async_delta_inference.client.config.known_schemes", lambda: ["grpc", "pigeon", "shm"])
-    assert SimClientConfig(**GOOD, transport="pigeon", server_address="loft").uri == "pigeon://loft"
-    with pytest.raises(ConfigError, match="--transport=pigeon needs a --server_address"):
-        SimClientConfig(**GOOD, transport="pigeon")
+def test_transport_of_an_installed_distribution_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a server, and with one of its own."""
+    monkeypatch.syspath_prepend(DISTRIBUTION)
+    assert SimClientConfig(**GOOD, transport="coo", server_address="loft").uri == "coo://loft"
+    assert SimClientConfig(**GOOD, server_address="coo://loft").transport == "coo"
+    own = SimClientConfig(**GOOD, transport="coo")
+    assert (own.transport, own.uri) == ("coo", None)
 
 
 @pytest.mark.parametrize(
@@ -126,11 +130,14 @@ FITTING = [*COMMAND, "--pretrained_name_or_path=checkpoint"]
     ("arguments", "named"),
     [
         ([], "env"),
-        (["--env.type=pusht"], "policy_type"),
+        (["--env.type=pusht"], "actions_per_chunk"),
+        (["--env.type=pusht", "--actions_per_chunk=5"], "name what to evaluate: --policy_type and"),
+        (["--env.type=pusht", "--actions_per_chunk=5", "--policy_type=act"], TOGETHER),
+        (["--env.type=pusht", "--actions_per_chunk=5", "--pretrained_name_or_path=p"], TOGETHER),
         ([*COMMAND, "--nonsense=1"], "nonsense"),
         ([*COMMAND, "--n_episodes=many"], "many"),
         (["--env.type=moon", *COMMAND[1:]], "moon"),
-        ([*COMMAND, "--transport=pigeon"], "grpc, shm"),
+        ([*COMMAND, "--transport=pigeon"], "unknown --transport=pigeon"),
         ([*COMMAND, "--clock=simulated", "--inference_delay=-2"], "inference_delay"),
         ([*COMMAND, "--clock=simulated", "--inference_delay_trace=nothing.json"], "inference_delay_trace"),
         (COMMAND, "no such folder"),

@@ -9,7 +9,7 @@ from typing import Any
 from stub_environment import StubEnvironment
 
 from async_delta_inference.client import EpisodeResult, EvaluationResult, RunObserver, SimClient, SimClientConfig
-from async_delta_inference.transport import Observation
+from async_delta_inference.transport import Observation, Policy
 from async_delta_inference.transport.testing.scripted import ScriptedAnswer, ScriptedTransport, timestep_policy
 
 
@@ -21,9 +21,9 @@ class Run:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
         self.environments = [StubEnvironment()]
-        self.policy: ScriptedAnswer = timestep_policy(rows=10)
+        self.policy: ScriptedAnswer | Policy = timestep_policy(rows=10)
         self.polls: int | Callable[[Observation], int] = 0
         self.silent = False
         self.observers: Iterable[RunObserver] = ()
@@ -35,7 +35,7 @@ class Run:
         flags = {"n_episodes": 1, "actions_per_chunk": 50, "clock": "simulated"} | flags
         if flags["clock"] == "simulated" and not any(name.startswith("inference_delay") for name in flags):
             flags["inference_delay"] = "0"
-        config = SimClientConfig(env=None, output_dir=self._folder / "out", progress=False, **flags)
+        config = SimClientConfig(env=None, output_dir=self.folder / "out", progress=False, **flags)
         self.transport = ScriptedTransport(self.policy, self.polls, config.transport_options())
         self.transport.silent = self.silent
         return SimClient(config, environments=self.environments, transport=self.transport, observers=self.observers)

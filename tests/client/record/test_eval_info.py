@@ -11,7 +11,7 @@ import pytest
 from small_result import small_result
 
 from async_delta_inference.client.record.eval_info import eval_info, write_eval_info
-from async_delta_inference.client.record.results import EvaluationResult
+from async_delta_inference.client.record.results import EpisodeResult, EvaluationResult
 
 
 @pytest.fixture
@@ -63,6 +63,35 @@ def test_schema_and_aggregates_are_lerobot_evals(result: EvaluationResult, monke
     for timing in ("eval_s", "eval_ep_s"):
         del ours["overall"][timing], expected["overall"][timing]
     assert ours == expected
+
+
+def test_our_figures_stand_beside_lerobots(result: EvaluationResult) -> None:
+    info = eval_info(result)
+    overall = info["overall"]
+    assert (overall["eval_s"], overall["eval_ep_s"]) == (8.0, 2.0)
+    assert overall["async"]["policy"] == "a policy made up"
+    assert overall["async"]["inference_delay_steps"] == [3, 1]
+    assert overall["async"]["starved_steps"] == 3
+    by_task = {(task["task_group"], task["task_id"]): task["async"] for task in info["per_task"]}
+    assert {key: figures["starved_steps"] for key, figures in by_task.items()} == {
+        ("spatial", 0): 2,
+        ("spatial", 3): 1,
+        ("goal", 1): 0,
+    }
+
+
+def test_videos_are_listed_where_there_are_any(result: EvaluationResult) -> None:
+    def video_of(episode: EpisodeResult) -> Path | None:
+        return None if episode.episode else Path(f"{episode.task_group}_{episode.task_id}.mp4")
+
+    info = eval_info(result, video_of)
+    assert [task["metrics"]["video_paths"] for task in info["per_task"]] == [
+        ["spatial_0.mp4"],
+        ["spatial_3.mp4"],
+        ["goal_1.mp4"],
+    ]
+    assert info["per_group"]["spatial"]["video_paths"] == ["spatial_0.mp4", "spatial_3.mp4"]
+    assert info["overall"]["video_paths"] == ["spatial_0.mp4", "spatial_3.mp4", "goal_1.mp4"]
 
 
 def test_file_is_json(result: EvaluationResult, tmp_path: Path) -> None:

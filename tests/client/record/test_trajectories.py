@@ -25,8 +25,8 @@ def episode(
         success=True,
         actions=np.arange(STEPS * 2, dtype=np.float32).reshape(STEPS, 2),
         rewards=np.array([0.0, 0.0, 0.0, 1.0]),
-        states=np.ones((STEPS, 3), np.float32),
-        chunks=[ChunkRecord(0, 0, 3, 0, 0, 0, 0.1), ChunkRecord(1, 3, 3, 2, 0, 0, 0.1)],
+        states=np.tile(np.arange(8, 11, dtype=np.float32), (STEPS, 1)),
+        chunks=[ChunkRecord(0, 0, 3, 0, 0, 0, 0.1), ChunkRecord(1, 3, 5, 2, 0, 0, 0.1)],
     )
 
 
@@ -62,8 +62,13 @@ def test_an_episode_is_all_there(tmp_path: Path) -> None:
             "chunk_length": (integer, per_chunk),
         }
         assert (arrays["seed"], arrays["init_state_id"], arrays["success"]) == (7, 3, True)
+        assert arrays["action"].tolist() == [[0, 1], [2, 3], [4, 5], [6, 7]]
+        assert arrays["reward"].tolist() == [0, 0, 0, 1]
+        assert arrays["state"].tolist() == [[8, 9, 10]] * STEPS
         assert arrays["chunk_requested_step"].tolist() == [0, 1]
+        assert arrays["chunk_merged_step"].tolist() == [0, 3]
         assert arrays["chunk_delay_steps"].tolist() == [0, 2]
+        assert arrays["chunk_length"].tolist() == [3, 5]
 
 
 def test_what_there_is_not_is_minus_one(tmp_path: Path) -> None:
