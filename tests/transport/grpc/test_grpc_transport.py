@@ -1,4 +1,4 @@
-"""What only gRPC has: a server that restarts, statuses that become errors, other people's servers."""
+"""What only gRPC's client half has: a server that restarts, statuses that become errors, other people's servers."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 import torch
-from grpc_peer import serve_grpc
 from lerobot.async_inference.helpers import TimedAction
 from lerobot.transport import services_pb2
-from lerobot.transport.services_pb2_grpc import AsyncInferenceServicer
-from peer_process import ProcessPeer
+from lerobot.transport.services_pb2_grpc import AsyncInferenceServicer, add_AsyncInferenceServicer_to_server
 
 from async_delta_inference.errors import (
     ConfigError,
@@ -31,12 +30,16 @@ from async_delta_inference.errors import (
     TransportError,
     TransportTimeout,
 )
-from async_delta_inference.server_adapter.grpc_service import GrpcService
-from async_delta_inference.transport import TransportOptions, open_transport
-from async_delta_inference.transport.grpc.link import map_rpc_error
-from async_delta_inference.transport.testing import CONTRACT_POLICY, contract_observation
-from async_delta_inference.transport.testing.contract import WAIT_S, eventually
-from async_delta_inference.transport.testing.peer import expect_answer
+from async_delta_inference.transport import SessionSpec, TransportOptions, connect, open_transport
+from async_delta_inference.transport.grpc.client.calls import map_call_error
+from async_delta_inference.transport.testing import (
+    CONTRACT_POLICY,
+    WAIT_S,
+    ServedPeer,
+    contract_observation,
+    eventually,
+    expect_answer,
+)
 
 
 @pytest.fixture
@@ -46,7 +49,7 @@ def socket_path(tmp_path: Path) -> Iterator[str]:
 
 
 def test_server_that_restarts_goes_on_answering(socket_path: str) -> None:
-    peer = ProcessPeer(serve_grpc, socket_path)
+    peer = ServedPeer("grpc", socket_path)
     options = TransportOptions(reconnect_timeout_s=WAIT_S)
     with open_transport(f"grpc://{socket_path}", options) as transport:
         transport.connect(CONTRACT_POLICY)
@@ -56,7 +59,7 @@ def test_server_that_restarts_goes_on_answering(socket_path: str) -> None:
         transport.send_observation(contract_observation(1))
         eventually(lambda: peer.seen() == [0, 1])
         peer.kill()
-        restarted = ProcessPeer(serve_grpc, socket_path)
+        restarted = ServedPeer("grpc", socket_path)
         try:
             # The observation that the dead server owed an answer to is sent again by the transport.
             expect_answer(transport.receive_actions(WAIT_S), 1)
@@ -67,31 +70,17 @@ def test_server_that_restarts_goes_on_answering(socket_path: str) -> None:
 
 
 def test_restart_while_idle_sets_the_policy_up_again(socket_path: str) -> None:
-    peer = ProcessPeer(serve_grpc, socket_path)
+    peer = ServedPeer("grpc", socket_path)
     options = TransportOptions(reconnect_timeout_s=WAIT_S)
     with open_transport(f"grpc://{socket_path}", options) as transport:
         transport.connect(CONTRACT_POLICY)
         peer.kill()
-        restarted = ProcessPeer(serve_grpc, socket_path)
+        restarted = ServedPeer("grpc", socket_path)
         try:
             transport.send_observation(contract_observation(3))
             expect_answer(transport.receive_actions(WAIT_S), 3)
         finally:
             restarted.kill()
-
-
-def test_server_that_never_answers_is_a_timeout() -> None:
-    peer = ProcessPeer(serve_grpc)
-    try:
-        with open_transport(peer.uri, TransportOptions(inference_timeout_s=0.3)) as transport:
-            transport.connect(CONTRACT_POLICY)
-            peer.hold()
-            transport.send_observation(contract_observation(0))
-            with pytest.raises(TransportTimeout):
-                transport.receive_actions(WAIT_S)
-            peer.release()
-    finally:
-        peer.kill()
 
 
 def test_listener_that_never_speaks_is_unreachable() -> None:
@@ -119,15 +108,20 @@ def test_server_of_another_kind_is_refused() -> None:
 HASTY = TransportOptions(connect_timeout_s=0.5, setup_timeout_s=0.5, inference_timeout_s=0.5)
 
 
+def some_chunk(timestep: int = 0) -> bytes:
+    return pickle.dumps([TimedAction(0.0, timestep, torch.zeros(3))])
+
+
 class StubbornServicer(AsyncInferenceServicer):
-    """PolicyServer's four calls, of which a test lets some hang or be broken off. Stands for a server that is stuck in
-    any of them, which the real one cannot be made to be.
+    """PolicyServer's four calls, of which a test lets some hang or be broken off, and says what they answer. Stands for
+    a server that is stuck in any of them, or sends what the real one cannot be made to send.
     """
 
-    def __init__(self, hangs_in: str = "", breaks_off: int = 0) -> None:
+    def __init__(self, hangs_in: str = "", breaks_off: int = 0, reply: bytes | None = None) -> None:
         self.calls: list[str] = []
         self.gone = threading.Event()
         self.hangs_in = hangs_in
+        self.reply = some_chunk() if reply is None else reply
         self._breaks_off = breaks_off
 
     def _call(self, name: str, context: grpc.ServicerContext) -> services_pb2.Empty:
@@ -151,13 +145,29 @@ class StubbornServicer(AsyncInferenceServicer):
 
     def GetActions(self, request: Any, context: grpc.ServicerContext) -> services_pb2.Actions:  # noqa: N802
         self._call("GetActions", context)
-        return services_pb2.Actions(data=pickle.dumps([TimedAction(0.0, 0, torch.zeros(3))]))
+        return services_pb2.Actions(data=self.reply)
+
+
+class Service:
+    """A servicer behind gRPC."""
+
+    def __init__(self, servicer: AsyncInferenceServicer, address: str = "127.0.0.1:0") -> None:
+        self._threads = futures.ThreadPoolExecutor(8)
+        self._server = grpc.server(self._threads, options=[("grpc.so_reuseport", 0)])
+        add_AsyncInferenceServicer_to_server(servicer, self._server)
+        port = self._server.add_insecure_port(address)
+        self.address = address if address.startswith("unix:") else f"127.0.0.1:{port}"
+        self.uri = f"grpc://{self.address}"
+        self._server.start()
+
+    def stop(self) -> None:
+        self._server.stop(1.0).wait()
+        self._threads.shutdown()
 
 
 @contextmanager
 def served(servicer: StubbornServicer) -> Iterator[str]:
-    service = GrpcService(servicer, "127.0.0.1:0")
-    service.start()
+    service = Service(servicer)
     try:
         yield service.uri
     finally:
@@ -176,13 +186,15 @@ def test_unlike_upstream_setting_up_has_a_deadline(call: str, expected: type[Tra
 
 
 @pytest.mark.parametrize("call", ["SendObservations", "GetActions"])
-def test_unlike_upstream_an_exchange_has_a_deadline(call: str) -> None:
+def test_unlike_upstream_an_answer_has_a_deadline(call: str) -> None:
     servicer = StubbornServicer(hangs_in=call)
     with served(servicer) as uri, open_transport(uri, HASTY) as transport:
         transport.connect(CONTRACT_POLICY)
         transport.send_observation(contract_observation(0))
         with pytest.raises(TransportTimeout):
             transport.receive_actions(WAIT_S)
+        # Said once: that the call itself ran out of time is no second report.
+        assert transport.receive_actions(1.0) is None
     assert call in servicer.calls
 
 
@@ -220,16 +232,13 @@ def test_server_that_goes_on_breaking_off_is_unreachable() -> None:
 
 
 def test_nothing_is_sent_to_a_server_that_is_not_set_up_again() -> None:
-    service = GrpcService(StubbornServicer(), "127.0.0.1:0")
-    service.start()
-    address = service.uri.removeprefix("grpc://")
+    service = Service(StubbornServicer())
     second = StubbornServicer(hangs_in="SendPolicyInstructions")
     try:
-        with open_transport(f"grpc://{address}", TransportOptions(reconnect_timeout_s=WAIT_S)) as transport:
+        with open_transport(service.uri, TransportOptions(reconnect_timeout_s=WAIT_S)) as transport:
             transport.connect(CONTRACT_POLICY)
             service.stop()
-            service = GrpcService(second, address)
-            service.start()
+            service = Service(second, service.address)
             eventually(lambda: "SendPolicyInstructions" in second.calls)
             transport.send_observation(contract_observation(0))
             transport.receive_actions(0.3)
@@ -254,8 +263,7 @@ def test_proxy_is_not_asked_for_what_is_on_this_machine(
     with served(servicer) as uri:
         address = uri.replace("127.0.0.1", host)
         if host == "unix":
-            service = GrpcService(servicer, socket_path)
-            service.start()
+            service = Service(servicer, socket_path)
             address = service.uri
         with open_transport(address, TransportOptions(connect_timeout_s=WAIT_S)) as transport:
             transport.connect(CONTRACT_POLICY)
@@ -280,9 +288,13 @@ class Status(grpc.RpcError):
     def details(self) -> str:
         return self._details
 
+    def trailing_metadata(self) -> None:
+        return None
+
 
 EXPECTED: dict[grpc.StatusCode, type[TransportError]] = {
     grpc.StatusCode.UNAVAILABLE: PeerGoneError,
+    grpc.StatusCode.FAILED_PRECONDITION: PeerGoneError,
     grpc.StatusCode.DEADLINE_EXCEEDED: TransportTimeout,
     grpc.StatusCode.CANCELLED: TransportClosed,
     grpc.StatusCode.UNIMPLEMENTED: ProtocolError,
@@ -291,17 +303,140 @@ EXPECTED: dict[grpc.StatusCode, type[TransportError]] = {
 
 @pytest.mark.parametrize("code", list(grpc.StatusCode))
 def test_every_status_becomes_an_error_of_ours(code: grpc.StatusCode) -> None:
-    error = map_rpc_error(Status(code, "details"), "host:1", "exchange")
+    error = map_call_error(Status(code, "details"), "host:1", "session")
     assert type(error) is EXPECTED.get(code, ProtocolError)
     assert "host:1" in str(error)
 
 
 def test_exception_in_the_server_is_named() -> None:
     status = Status(grpc.StatusCode.UNKNOWN, "Exception calling application: no such checkpoint")
-    refused = map_rpc_error(status, "host:1", "setup")
+    refused = map_call_error(status, "host:1", "setup")
     assert isinstance(refused, SetupRefusedError)
     assert str(refused).endswith("no such checkpoint")
-    assert isinstance(map_rpc_error(status, "host:1", "exchange"), PolicyError)
+    assert isinstance(map_call_error(status, "host:1", "session"), PolicyError)
+
+
+def test_call_on_a_closed_channel_is_one_on_a_closed_transport() -> None:
+    assert isinstance(map_call_error(ValueError("closed"), "host:1", "session"), TransportClosed)
+
+
+# What another server may send.
+
+
+@pytest.mark.parametrize(
+    ("reply", "error"),
+    [
+        (pickle.dumps([TimedAction(0.0, 0, torch.full((3,), torch.nan))]), PolicyError),
+        (pickle.dumps([TimedAction(10**400, 0, torch.zeros(3))]), ProtocolError),
+        (pickle.dumps([TimedAction(float("nan"), 0, torch.zeros(3))]), ProtocolError),
+        (pickle.dumps([TimedAction(0.0, 2**70, torch.zeros(3))]), ProtocolError),
+        (pickle.dumps([TimedAction(0.0, True, torch.zeros(3))]), ProtocolError),
+        (some_chunk(5), ProtocolError),
+        (b"garbage", ProtocolError),
+        (b"", PolicyError),
+    ],
+    ids=["nan", "huge timestamp", "nan timestamp", "huge timestep", "bool", "never sent", "garbage", "nothing"],
+)
+def test_reply_that_cannot_be_meant_is_an_error_at_once(reply: bytes, error: type[TransportError]) -> None:
+    with served(StubbornServicer(reply=reply)) as uri, connect(uri, CONTRACT_POLICY) as transport:
+        transport.send_observation(contract_observation(0))
+        with pytest.raises(error):
+            transport.receive_actions(WAIT_S)
+
+
+def test_actions_that_are_not_finite_are_the_policys_error_and_the_session_goes_on() -> None:
+    """PolicyServer sends on what the policy computes."""
+    servicer = StubbornServicer(reply=pickle.dumps([TimedAction(0.0, 0, torch.tensor([0.0, torch.inf, 0.0]))]))
+    with served(servicer) as uri, connect(uri, CONTRACT_POLICY) as transport:
+        transport.send_observation(contract_observation(0))
+        with pytest.raises(PolicyError, match="finite") as info:
+            transport.receive_actions(WAIT_S)
+        assert info.value.timestep == 0
+        servicer.reply = some_chunk(1)
+        transport.send_observation(contract_observation(1))
+        chunk = transport.receive_actions(WAIT_S)
+        assert chunk is not None
+        np.testing.assert_array_equal(chunk.actions, np.zeros((1, 3)))
+
+
+def test_policy_server_says_nothing_of_what_it_serves() -> None:
+    with served(StubbornServicer()) as uri, connect(uri, CONTRACT_POLICY) as transport:
+        assert transport.description == ""
+
+
+def test_late_answer_of_policy_servers_is_not_lost() -> None:
+    servicer = StubbornServicer(hangs_in="GetActions")
+    options = TransportOptions(inference_timeout_s=0.3)
+    with served(servicer) as uri, connect(uri, CONTRACT_POLICY, options) as transport:
+        transport.send_observation(contract_observation(0))
+        with pytest.raises(TransportTimeout):
+            transport.receive_actions(WAIT_S)
+        servicer.gone.set()
+        assert transport.receive_actions(WAIT_S) is not None
+
+
+def test_server_that_is_lost_over_every_observation_is_given_up() -> None:
+    class Crashing(StubbornServicer):
+        def GetActions(self, request: Any, context: grpc.ServicerContext) -> services_pb2.Actions:  # noqa: N802
+            self.calls.append("GetActions")
+            context.abort(grpc.StatusCode.UNAVAILABLE, "crashed")
+
+    servicer = Crashing()
+    with served(servicer) as uri, connect(uri, CONTRACT_POLICY) as transport:
+        transport.send_observation(contract_observation(0))
+        with pytest.raises(PeerUnreachableError, match="5 times in a row"):
+            transport.receive_actions(WAIT_S)
+    assert servicer.calls.count("GetActions") == 5
+
+
+def test_server_that_comes_back_and_refuses_ends_the_session() -> None:
+    class Changed(StubbornServicer):
+        def SendPolicyInstructions(self, request: Any, context: grpc.ServicerContext) -> services_pb2.Empty:  # noqa: N802
+            raise ValueError("another policy is served now")
+
+    service = Service(StubbornServicer())
+    try:
+        with connect(service.uri, CONTRACT_POLICY, TransportOptions(reconnect_timeout_s=WAIT_S)) as transport:
+            service.stop()
+            service = Service(Changed(), service.address)
+            with pytest.raises(PeerGoneError, match="another policy is served now"):
+                transport.receive_actions(WAIT_S)
+            with pytest.raises(PeerGoneError, match="another policy is served now"):
+                transport.send_observation(contract_observation(0))
+    finally:
+        service.stop()
+
+
+def test_client_that_names_no_policy_asks_for_what_is_served() -> None:
+    spec = SessionSpec("", "", 5, CONTRACT_POLICY.features, 3)
+    with served(StubbornServicer()) as uri, connect(uri, spec) as transport:
+        transport.send_observation(contract_observation(0))
+        assert transport.receive_actions(WAIT_S) is not None
+
+
+def test_whatever_a_thread_meets_the_caller_hears_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("a fault of ours")
+
+    monkeypatch.setattr("async_delta_inference.transport.grpc.client.transport.decode_actions", broken)
+    with served(StubbornServicer()) as uri, connect(uri, CONTRACT_POLICY) as transport:
+        transport.send_observation(contract_observation(0))
+        with pytest.raises(ProtocolError, match="a fault of ours") as info:
+            transport.receive_actions(WAIT_S)
+        assert isinstance(info.value.__cause__, RuntimeError)
+
+
+def test_replies_that_nobody_takes_are_bounded(socket_path: str) -> None:
+    """The sender goes on; the server keeps what there is no room for here."""
+    with ServedPeer("grpc", socket_path) as peer, connect(peer.uri, CONTRACT_POLICY) as transport:
+        for timestep in range(100):
+            transport.send_observation(contract_observation(timestep))
+            eventually(lambda timestep=timestep: timestep in peer.seen() or timestep in peer.waiting())
+        seen = peer.seen()
+        assert seen[-1] < 99
+        for timestep in seen:
+            expect_answer(transport.receive_actions(WAIT_S), timestep)
+        expect_answer(transport.receive_actions(WAIT_S), 99)
 
 
 def test_closing_during_setup_leaves_nothing() -> None:

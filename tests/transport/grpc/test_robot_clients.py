@@ -36,8 +36,10 @@ def test_two_robots_at_once_perform_what_each_performs_alone(robots: list[Remote
 
 
 def test_robot_is_refused_by_a_policy_that_does_not_say_how_long_its_actions_are(
-    robots: list[Remote], capfd: pytest.CaptureFixture[str]
+    robots: list[Remote],
 ) -> None:
-    with serve(lambda observation: np.zeros((1, 3), np.float32), "grpc://127.0.0.1:0") as server:
-        with pytest.raises(AssertionError, match="the server refused"):
-            robots[0].ask("run", server.uris[0])
+    with (
+        serve(lambda observation: np.zeros((1, 3), np.float32), "grpc://127.0.0.1:0") as server,
+        pytest.raises(AssertionError, match="the server refused"),
+    ):
+        robots[0].ask("run", server.uris[0])

@@ -16,7 +16,7 @@ __all__ = ["TcpConnections"]
 _TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
 _ESTABLISHED = "01"
 _FRESH_S = 0.01
-"""One look serves all sessions of a server that are asked about at once."""
+"""One look serves all sessions of a server that are asked about at once, and are there."""
 
 Remote = tuple[ipaddress.IPv4Address | ipaddress.IPv6Address, int]
 
@@ -30,7 +30,7 @@ class TcpConnections:
 
     def __init__(self, port: int) -> None:
         self._port = port
-        self._seen_s = -_FRESH_S
+        self._seen_s = 0.0
         self._remotes: frozenset[Remote] | None = None
 
     def is_open(self, peer: str) -> bool | None:
@@ -42,9 +42,10 @@ class TcpConnections:
         remote = _parse_peer(peer)
         if remote is None:
             return None
-        now_s = time.monotonic()
-        if now_s - self._seen_s > _FRESH_S:
-            self._remotes, self._seen_s = self._look(), now_s
+        if self._remotes is None or time.monotonic() - self._seen_s > _FRESH_S or remote not in self._remotes:
+            # What was not there a moment ago may have come since: nobody is given up for an old look.
+            self._seen_s = time.monotonic()
+            self._remotes = self._look()
         return None if self._remotes is None else remote in self._remotes
 
     def _look(self) -> frozenset[Remote] | None:
