@@ -136,10 +136,7 @@ class SessionHost:
     def leave(self, session: ServedSession) -> None:
         """The client is gone: free its seat at once, and the session when the loop does not use it. Idempotent."""
         self._lobby.depart(session)
-        if self._finished:
-            self._usher()
-        else:
-            self.ring()
+        self.ring()
 
     def waiting_timesteps(self) -> list[int]:
         """Timesteps of the observations that wait for the policy, one per session at most; for diagnosis."""
@@ -238,5 +235,6 @@ class SessionHost:
     def _close_all(self) -> None:
         with self._finishing:
             self._finished = True
+        # Nobody has been let in since `stop`: whoever leaves after this has been closed here.
         self._lobby.clear()
         self._usher()
