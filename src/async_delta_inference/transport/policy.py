@@ -189,7 +189,10 @@ class FunctionPolicy:
 
     def _answer(self, request: Request) -> Answer:
         try:
-            actions = np.asarray(self._function(request.observation), np.float32)
+            given = self._function(request.observation)
+            if given is None:
+                raise PolicyError("the function returned None: let it return actions (n, A)")
+            actions = np.asarray(given, np.float32)
         except (Exception, SystemExit) as exc:  # noqa: BLE001 - a function may raise anything: its client hears of it
             return exc if isinstance(exc, PolicyError) else PolicyError(f"{type(exc).__name__}: {exc}")
         assert isinstance(request.session, _FunctionSession)
