@@ -27,7 +27,7 @@ def loaded_after(statement: str) -> set[str]:
         "import async_delta_inference.transport",
         "import async_delta_inference.client",
         "import async_delta_inference.server_adapter",
-        "from async_delta_inference.transport.registry import transport_class; transport_class('shm')",
+        "from async_delta_inference.transport.registry import backend; backend('shm'), backend('inproc')",
     ],
 )
 def test_import_is_light(statement: str) -> None:

@@ -36,7 +36,7 @@ def _parse(arguments: Sequence[str] | None) -> SimClientConfig:
 
     @dataclass(kw_only=True)
     class EvalConfig(SimClientConfig):
-        """Evaluate a policy in simulation, served by LeRobot's PolicyServer."""
+        """Evaluate a served policy in simulation."""
 
         env: EnvConfig = field(metadata={"help": "environment, such as --env.type=libero --env.task=libero_object"})
 
@@ -58,5 +58,7 @@ def _evaluate(config: SimClientConfig) -> int:
     finally:
         if client.result.episodes:
             console.print(result_table(client.result))
+            # As it is, on one line: it may be long, and brackets in it mean nothing.
+            console.print(f"evaluated {client.result.policy}", markup=False, soft_wrap=True)
             console.print(f"wrote {client.output_dir / 'eval_info.json'}")
     return 0

@@ -3,21 +3,68 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 
+from async_delta_inference import stages
+from async_delta_inference.client import SimClient, SimClientConfig
 from async_delta_inference.client.run.embedded_server import EmbeddedServer
 from async_delta_inference.errors import PeerUnreachableError
-from async_delta_inference.transport.testing.contract import eventually
+from async_delta_inference.stage_trace import read_marks
+from async_delta_inference.transport.testing import eventually
 
 START_S = 240.0
 """For a child that loads lerobot on a busy machine."""
+
+
+def children() -> list[psutil.Process]:
+    """Of this process: the servers that it started for itself."""
+    found = psutil.Process().children()
+    return [process for process in found if "async_delta_inference.server_adapter" in process.cmdline()]
+
+
+# Within a program.
+
+
+@pytest.mark.timeout(2 * START_S)
+def test_evaluation_starts_and_ends_its_own_server(pusht_checkpoint: Path, tmp_path: Path) -> None:
+    """Over the default transport; what the server marked while it served stands in the trace."""
+    from lerobot.envs.configs import PushtEnv
+
+    config = SimClientConfig(
+        env=PushtEnv(episode_length=40),
+        policy_type="act",
+        pretrained_name_or_path=str(pusht_checkpoint),
+        actions_per_chunk=20,
+        n_episodes=1,
+        clock="simulated",
+        inference_delay=0,
+        chunk_size_threshold=0.0,
+        output_dir=tmp_path / "out",
+        trace=tmp_path / "trace.json",
+        progress=False,
+    )
+    client = SimClient(config)
+    client.start()
+    (server,) = children()
+    assert [episode.length for episode in client.control_loop().episodes] == [40]
+    assert server.is_running()
+    client.stop()
+    assert not server.is_running()
+    assert client.result.policy == f"act from {pusht_checkpoint}"
+    assert "serving shm://" in (tmp_path / "out" / "server.log").read_text()
+    marked = {stage for stage, timestep, _ in read_marks(tmp_path / "trace.json") if timestep == 20}
+    assert marked == {stages.BEGIN, *stages.STAGES} - {stages.WAIT}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "trace.json"]
+
+
+# By the command, whatever happens to it.
 
 
 def command(checkpoint: Path, output_dir: Path, *flags: str) -> list[str]:
@@ -28,76 +75,65 @@ def command(checkpoint: Path, output_dir: Path, *flags: str) -> list[str]:
     ]
 
 
-def serves(process: subprocess.Popen[str], output_dir: Path) -> Callable[[], bool]:
-    """Whether the first episode has been completed."""
+def wait_for_two_episodes(process: subprocess.Popen[bytes], output_dir: Path, log: Path) -> None:
+    """The second one's file says that the first one is wholly booked."""
 
-    def first_episode_done() -> bool:
-        assert process.poll() is None, "it ended early"
-        # The second one's file says that the first one is wholly booked.
+    def are_there() -> bool:
+        assert process.poll() is None, log.read_text()
         return len(list((output_dir / "trajectories").glob("*.npz"))) >= 2
 
-    return first_episode_done
-
-
-def children(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    return psutil.Process(process.pid).children(recursive=True)
+    while True:
+        try:
+            return eventually(are_there)
+        except AssertionError:
+            assert process.poll() is None, log.read_text()
 
 
 @pytest.mark.timeout(2 * START_S)
-def test_evaluation_starts_and_ends_its_own_server(pusht_checkpoint: Path, tmp_path: Path) -> None:
-    """From the command line to eval_info.json; the tests below do the same over the default transport."""
-    flags = ("--n_episodes=2", "--env.episode_length=40", "--fps=100", "--transport=grpc")
-    done = subprocess.run(
-        command(pusht_checkpoint, tmp_path / "out", *flags),
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=START_S,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "pusht/0" in done.stdout
-    info = json.loads((tmp_path / "out" / "eval_info.json").read_text())
-    assert info["overall"]["n_episodes"] == 2
-    assert info["per_task"][0]["metrics"]["successes"] == [False, False]
-    assert "serving grpc://" in (tmp_path / "out" / "server.log").read_text()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]  # no logs/ folder, no stray files
-
-
-@pytest.mark.timeout(4 * START_S)
-@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_server_ends_with_its_client_whatever_happens(pusht_checkpoint: Path, tmp_path: Path, sign: int) -> None:
-    output_dir = tmp_path / "out"
-    flags = (
-        "--n_episodes=1000",
-        "--env.episode_length=10",
-        "--fps=100",
-        "--save_trajectories=true",
-        "--transport=grpc",
-    )
+@pytest.mark.parametrize(
+    ("sign", "transport"), [(signal.SIGINT, "shm"), (signal.SIGTERM, "grpc"), (signal.SIGKILL, "shm")]
+)
+def test_server_ends_with_its_client_whatever_happens(
+    pusht_checkpoint: Path, tmp_path: Path, sign: int, transport: str
+) -> None:
+    output_dir, log = tmp_path / "out", tmp_path / "log"
+    flags = ("--n_episodes=1000", "--env.episode_length=10", "--fps=100", "--save_trajectories=true")
+    arguments = command(pusht_checkpoint, output_dir, *flags, f"--transport={transport}")
     with (
-        (tmp_path / "log").open("w") as log,
-        subprocess.Popen(
-            command(pusht_checkpoint, output_dir, *flags), cwd=tmp_path, stdout=log, stderr=log, text=True
-        ) as process,
+        log.open("wb") as out,
+        subprocess.Popen(arguments, cwd=tmp_path, stdout=out, stderr=out) as process,
     ):
-        first_episode_done = serves(process, output_dir)
-        while True:
-            try:
-                eventually(first_episode_done)
-                break
-            except AssertionError:
-                assert process.poll() is None, (tmp_path / "log").read_text()
-        (server,) = children(process)
+        wait_for_two_episodes(process, output_dir, log)
+        (server,) = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(sign)
         process.wait(30)
     gone, alive = psutil.wait_procs([server], timeout=30)
     assert not alive, gone
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["log", "out"]  # no logs/ folder, no stray files
     if sign != signal.SIGKILL:
         assert process.returncode == 130
         # What was completed is reported all the same.
         assert json.loads((output_dir / "eval_info.json").read_text())["overall"]["n_episodes"] >= 1
-        assert "Traceback" not in (tmp_path / "log").read_text()
+        assert "Traceback" not in log.read_text()
+
+
+# The child alone.
+
+
+def test_child_is_told_what_to_serve_and_whose_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    with EmbeddedServer("coo", tmp_path / "new" / "server.log", tmp_path / "trace.json") as server:
+        child = psutil.Process(server.pid)
+        assert child.cmdline()[-2:] == ["--transport=coo", f"--trace={tmp_path}/trace.json"]
+        # A Ctrl-C at the terminal must not reach it.
+        assert os.getsid(server.pid) == server.pid
+        # Two threads of torch's fight with the simulator over the cores.
+        assert child.environ()["OMP_NUM_THREADS"] == "1"
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    with EmbeddedServer("coo", tmp_path / "server.log") as server:
+        child = psutil.Process(server.pid)
+        assert child.cmdline()[-1] == "--transport=coo"
+        assert child.environ()["OMP_NUM_THREADS"] == "3"
 
 
 def test_server_that_cannot_start_is_an_error_with_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,16 +141,28 @@ def test_server_that_cannot_start_is_an_error_with_its_log(tmp_path: Path, monke
     (tmp_path / "lerobot" / "__init__.py").write_text("raise RuntimeError('this lerobot is broken')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with (
-        EmbeddedServer("grpc", 20.0, tmp_path / "server.log") as server,
+        EmbeddedServer("grpc", tmp_path / "server.log") as server,
         pytest.raises(PeerUnreachableError, match=r"^[^\n]*this lerobot is broken[^\n]*$"),
     ):
         server.wait_until_ready(START_S)
 
 
 def test_server_that_takes_too_long_is_an_error(tmp_path: Path) -> None:
+    """And leaves neither the process nor a file descriptor."""
+    before = set(os.listdir("/proc/self/fd"))
     with (
-        EmbeddedServer("grpc", 20.0, tmp_path / "server.log") as server,
+        EmbeddedServer("grpc", tmp_path / "server.log") as server,
         pytest.raises(PeerUnreachableError, match="not ready within 0 s"),
     ):
         server.wait_until_ready(0.0)
+    server.stop()
     assert not psutil.pid_exists(server.pid)
+    assert set(os.listdir("/proc/self/fd")) == before
+
+
+def test_transport_that_stays_within_a_process_is_refused(tmp_path: Path) -> None:
+    with (
+        EmbeddedServer("inproc", tmp_path / "server.log") as server,
+        pytest.raises(PeerUnreachableError, match="--transport=inproc reaches nobody"),
+    ):
+        server.wait_until_ready(START_S)
