@@ -311,8 +311,9 @@ class Transport(ABC):
 
     @abstractmethod
     def _receive(self, timeout_s: float) -> ActionChunk | None:
-        """The next chunk or None; must return or raise soon after `_close` is called from another thread.
+        """The next chunk, or None after the whole of ``timeout_s``; what is no chunk does not end the wait.
 
+        It must return or raise soon after `_close` is called from another thread.
         It is looked at afterwards: shape, dtype, timestep, finiteness.
         """
 
@@ -465,3 +466,4 @@ class Transport(ABC):
             self._loan_state.setflags(write=False)
         for image in self._loan_images.values():
             image.setflags(write=False)
+        self._loan_state, self._loan_images = None, {}

@@ -197,6 +197,16 @@ def test_many_silent_connections_do_not_shut_the_door(server: Server) -> None:
     serve_an_honest_client()
 
 
+def test_connections_that_say_nothing_keep_nobody_out(server: Server) -> None:
+    """More of them than the server takes, and all stay: an honest client is served at once all the same."""
+    silent = [Connection(rendezvous.connect(rendezvous.socket_path("here"), 5.0)) for _ in range(100)]
+    serve_an_honest_client()
+    for connection in silent:
+        connection.shut_down()
+        connection.close()
+    eventually(lambda: not server.listeners[0]._connections, "the connections are gone")
+
+
 class HostileClient:
     """Shakes hands as it should, and keeps writable maps of everything."""
 

@@ -595,3 +595,30 @@ def test_server_actor_is_not_kept_by_its_fork(shm_folder: Path) -> None:
         exchange(transport, 1)
     assert server.end() == 0
     assert left_behind(shm_folder) == []
+
+
+def test_sessions_that_a_stopped_server_ended_are_freed(shm_folder: Path) -> None:
+    """What a session raised, and what a transport keeps of it, must not keep the session's memory mapped."""
+    kept: list[tuple[ShmTransport, Exception]] = []
+
+    def held() -> tuple[int, int]:
+        return len(os.listdir("/proc/self/fd")), Path("/proc/self/maps").read_text().count("adi-")
+
+    def session_of_one(stopping: Server) -> None:
+        transport = connected()
+        exchange(transport, 1)
+        stopping.stop()
+        for _ in range(2):
+            with pytest.raises(PeerGoneError, match="stopped") as info:
+                transport.receive_actions(30.0)
+        transport.close()
+        kept.append((transport, info.value.with_traceback(None)))
+
+    before = held()
+    for _ in range(10):
+        server = shm_server("here")
+        server.start()
+        session_of_one(server)
+    del server
+    gc.collect()
+    eventually(lambda: held() <= before, f"{held()} comes down to {before}", 10.0)

@@ -79,7 +79,7 @@ class Attachment:
             message = self._connection.receive(None)
             self.end = PeerGoneError(f"{self._server} ended the session: {handshake.reason_of(message)}")
         except ProtocolError as exc:
-            self.end = exc
+            self.end = ProtocolError(str(exc))
         except PeerGoneError as exc:
             self.end = PeerGoneError(f"{self._server} went away: {exc}")
         # A semaphore that the peer has broken cannot wake anybody: the bound of the wait does.

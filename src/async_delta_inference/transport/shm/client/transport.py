@@ -114,6 +114,16 @@ class ShmTransport(Transport):
             time.sleep(0.001)
         if not (self._sending or self._receiving):
             attachment.dispose()
+            # Whoever keeps a closed transport, in an exception's traceback say, must not keep its memory.
+            del (
+                self._writer,
+                self._reader,
+                self._slots,
+                self._tasks,
+                self._action_bytes,
+                self._actions_ready,
+                self._ring,
+            )
         if lost and self._path is not None:
             tidy_after(self._path)
 

@@ -33,7 +33,10 @@ __all__ = ["ShmListener"]
 
 logger = logging.getLogger(__name__)
 
+HELLO_TIMEOUT_S = 5.0
+"""Within which a connection must say what it wants: a client does so at once."""
 HANDSHAKE_TIMEOUT_S = 20.0
+"""Within which it must attach to its segment, whose pages it touches first."""
 _SPARE_CONNECTIONS = 16
 """For clients that are to hear why they are not served."""
 _STOP_TIMEOUT_S = 30.0
@@ -75,6 +78,8 @@ class ShmListener(Listener):
         self._stopping = threading.Event()
         self._lock = threading.Lock()
         self._connections: dict[Connection, threading.Thread] = {}
+        self._silent: dict[Connection, None] = {}
+        """Of them, those that have said nothing yet, the oldest first."""
         self._accepting = threading.Thread(target=self._accept_loop, name="shm-listener", daemon=True)
 
     @classmethod
@@ -167,8 +172,7 @@ class ShmListener(Listener):
         thread = threading.Thread(target=self._attend, args=(connection,), name="shm-listener-client", daemon=True)
         with self._lock:
             reason = f"the server has {len(self._connections)} connections already"
-            most = self.host.max_sessions + _SPARE_CONNECTIONS
-            if len(self._connections) < most and not self._stopping.is_set():
+            if self._has_room() and not self._stopping.is_set():
                 try:
                     thread.start()
                 except RuntimeError as exc:
@@ -176,9 +180,20 @@ class ShmListener(Listener):
                     logger.error(reason)
                 else:
                     self._connections[connection] = thread
+                    self._silent[connection] = None
                     return
         connection.send(handshake.refused(reason))
         connection.close()
+
+    def _has_room(self) -> bool:
+        """Whether there is room for another connection; who says nothing makes way for one who may."""
+        if len(self._connections) < self.host.max_sessions + _SPARE_CONNECTIONS:
+            return True
+        for silent in self._silent:
+            del self._silent[silent]
+            silent.shut_down()
+            return True
+        return False
 
     def _attend(self, connection: Connection) -> None:
         session = None
@@ -203,6 +218,7 @@ class ShmListener(Listener):
                 self.host.leave(session)
             with self._lock:
                 del self._connections[connection]
+                self._silent.pop(connection, None)
             connection.close()
 
     def _shake_hands(self, connection: Connection) -> ShmSession:
@@ -210,7 +226,10 @@ class ShmListener(Listener):
             raise SetupRefusedError(
                 f"this server belongs to user {os.geteuid()}; user {connection.peer_uid()} may not use it"
             )
-        hello = handshake.Hello.from_message(connection.receive(HANDSHAKE_TIMEOUT_S))
+        message = connection.receive(HELLO_TIMEOUT_S)
+        with self._lock:
+            self._silent.pop(connection, None)
+        hello = handshake.Hello.from_message(message)
         self._limits.check(hello.spec)
         needs = self.host.describe(hello.spec)
         layout = SegmentLayout.of_session(hello.spec, *self._slots)

@@ -209,10 +209,13 @@ class Segment:
         return bool(self._semaphores)
 
     def close(self) -> None:
-        """Release the semaphores; nobody may be waiting on them in this process. Idempotent."""
+        """Release the semaphores, and let go of the arrays; nobody may be waiting in this process. Idempotent."""
         semaphores, self._semaphores = self._semaphores, []
         for semaphore in semaphores:
             semaphore.close()
+        if semaphores:
+            self.observations, self.tasks, self.action_bytes = [], [], []
+            del self._memory, self._buffer
 
     def _observation_positions(self) -> Iterator[int]:
         start = self.layout.observation_records_offset
