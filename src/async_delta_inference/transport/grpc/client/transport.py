@@ -93,6 +93,17 @@ class GrpcTransport(Transport):
             self._condition.notify_all()
 
     def _receive(self, timeout_s: float) -> ActionChunk | None:
+        until_s = time.monotonic() + timeout_s
+        while True:
+            reply = self._next_reply(timeout_s)
+            if isinstance(reply, PolicyError):
+                raise reply
+            if not isinstance(reply, Filtered):
+                return reply
+            self._note_answer(reply.timestep)
+            timeout_s = until_s - time.monotonic()
+
+    def _next_reply(self, timeout_s: float) -> Reply | None:
         with self._condition:
             if timeout_s > 0.0:
                 self._condition.wait_for(lambda: self._replies or self._finished(), timeout_s)
@@ -104,11 +115,6 @@ class GrpcTransport(Transport):
                 return None
             reply = self._replies.popleft()
             self._condition.notify_all()
-        if isinstance(reply, PolicyError):
-            raise reply
-        if isinstance(reply, Filtered):
-            self._note_answer(reply.timestep)
-            return None
         return reply
 
     def _close(self) -> None:
