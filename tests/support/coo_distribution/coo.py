@@ -108,16 +108,18 @@ class CooTransport(Transport):
         self._line.tell("observation", state=observation.state.tobytes(), images=images, scalars=scalars)
 
     def _receive(self, timeout_s: float) -> ActionChunk | None:
-        reply = self._line.hear(timeout_s)
-        if reply is None:
-            return None
+        until_s = time.monotonic() + timeout_s
+        while (reply := self._line.hear(max(0.0, until_s - time.monotonic()))) is not None:
+            if reply["kind"] != "filtered":
+                return self._chunk(reply)
+            self._note_answer(reply["timestep"])
+        return None
+
+    def _chunk(self, reply: dict[str, Any]) -> ActionChunk:
         if reply["kind"] == "end":
             raise PeerGoneError(reply["reason"])
         if reply["kind"] == "error":
             raise PolicyError(reply["reason"], reply["timestep"])
-        if reply["kind"] == "filtered":
-            self._note_answer(reply["timestep"])
-            return None
         actions = np.frombuffer(reply["actions"], np.float32).reshape(reply["shape"])
         return ActionChunk(actions, reply["timestep"], reply["timestamp_s"])
 

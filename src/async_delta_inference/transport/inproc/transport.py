@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from async_delta_inference import stages
 from async_delta_inference.errors import PolicyError, TransportClosed, TransportTimeout
 from async_delta_inference.transport.client import Transport, TransportOptions
@@ -49,15 +51,16 @@ class InprocTransport(Transport):
 
     def _receive(self, timeout_s: float) -> ActionChunk | None:
         assert self._session is not None
-        if self._closed.is_set():
-            return None
-        reply = self._session.next_reply(timeout_s)
-        if isinstance(reply, PolicyError):
-            raise reply
-        if isinstance(reply, Filtered):
+        until_s = time.monotonic() + timeout_s
+        while not self._closed.is_set():
+            reply = self._session.next_reply(timeout_s)
+            if isinstance(reply, PolicyError):
+                raise reply
+            if not isinstance(reply, Filtered):
+                return reply
             self._note_answer(reply.timestep)
-            return None
-        return reply
+            timeout_s = until_s - time.monotonic()
+        return None
 
     def _close(self) -> None:
         if self._session is not None and self._listener is not None:

@@ -99,17 +99,17 @@ class ScriptedTransport(InprocTransport):
         until_s = time.monotonic() + timeout_s
         for held in list(self._held):
             held.polls_left -= 1
-        while not self._may_show(waits=timeout_s > 0.0):
+        while True:
+            if self._may_show(waits=timeout_s > 0.0):
+                reply = self._held.popleft().reply
+                if isinstance(reply, PolicyError):
+                    raise reply
+                if not isinstance(reply, Filtered):
+                    return reply
+                self._note_answer(reply.timestep)
             left_s = until_s - time.monotonic()
             if left_s <= 0.0 or self._closed.wait(min(left_s, _TURN_S)):
                 return None
-        reply = self._held.popleft().reply
-        if isinstance(reply, PolicyError):
-            raise reply
-        if isinstance(reply, Filtered):
-            self._note_answer(reply.timestep)
-            return None
-        return reply
 
     def _may_show(self, *, waits: bool) -> bool:
         if self.errors:
