@@ -454,3 +454,25 @@ def test_function_policy_says_what_it_is() -> None:
         connect(server.uris[0], CONTRACT_POLICY) as client,
     ):
         assert client.description == "ü" * 500
+
+
+def test_session_whose_policy_cannot_be_opened_is_refused_and_forgotten(robot: Make, policy: WidePolicy) -> None:
+    client = robot()
+    policy.fail_open("no such weights")
+    with pytest.raises(grpc.RpcError, match=r"Exception calling application: .*no such weights"):
+        client.begin()
+    with pytest.raises(grpc.RpcError, match="call Ready and SendPolicyInstructions first"):
+        client.send(0)
+    client.begin()
+    client.send(0)
+    client.expect(0)
+
+
+def test_client_of_a_session_that_the_server_ended_is_told_why(robot: Make, server: Server) -> None:
+    client = robot()
+    client.begin()
+    server.host.stop()
+    for call in (client.ask, lambda: client.send(0)):
+        with pytest.raises(grpc.RpcError, match="the server was stopped") as info:
+            call()
+        assert info.value.code() is grpc.StatusCode.UNAVAILABLE

@@ -40,14 +40,14 @@ class PolicyServerCalls:
     Args:
         address: ``host:port``, or ``unix:/path``.
         options: Deadlines.
-        on_disconnect: Called from a thread of gRPC's when an established connection was lost.
+        on_disconnect: See `watch`.
     """
 
     def __init__(self, address: str, options: TransportOptions, on_disconnect: Callable[[], None]) -> None:
         self.address = address
         self._options = options
         self._on_disconnect = on_disconnect
-        self._connected = False
+        self._watched = self._connected = False
         self._session = (extras.SESSION, token_hex(16))
         self._channel = grpc.insecure_channel(
             address,
@@ -65,7 +65,6 @@ class PolicyServerCalls:
             ],
         )
         self._stub: Any = services_pb2_grpc.AsyncInferenceStub(self._channel)
-        self._channel.subscribe(self._on_connectivity)
 
     def ready(self, timeout_s: float) -> None:
         """``Ready``: waits for the server to be there.
@@ -123,9 +122,19 @@ class PolicyServerCalls:
         """
         self._stub.Ready(services_pb2.Empty(), timeout=_GOODBYE_TIMEOUT_S, metadata=[self._session])
 
+    def watch(self) -> None:
+        """Call ``on_disconnect`` from a thread of gRPC's, which polls, whenever the connection is lost. Idempotent.
+
+        For a server that has no call under way; a call tells it by itself.
+        """
+        if not self._watched:
+            self._watched = self._connected = True
+            self._channel.subscribe(self._on_connectivity)
+
     def close(self) -> None:
         """Cancel what is under way and close the channel."""
-        self._channel.unsubscribe(self._on_connectivity)
+        if self._watched:
+            self._channel.unsubscribe(self._on_connectivity)
         self._channel.close()
 
     def _on_connectivity(self, state: grpc.ChannelConnectivity) -> None:

@@ -71,8 +71,7 @@ class GrpcTransport(Transport):
         self._calls = PolicyServerCalls(self.address, self.options, self._on_disconnect)
         self._setup = SessionSetup(self._calls, spec, self.options, self._closed)
         self._setup.reach(time.monotonic() + self.options.connect_timeout_s)
-        description = self._setup.set_up()
-        self._is_ours = description is not None
+        description = self._set_up(self._calls, self._setup)
         for work in (self._send_next, self._receive_next):
             thread = threading.Thread(
                 target=self._repeat, args=(work,), name=f"grpc-transport{work.__name__}", daemon=True
@@ -289,12 +288,20 @@ class GrpcTransport(Transport):
 
     def _try_again(self, deadline_s: float) -> int:
         """Set the server up; returns the number of losses before that."""
+        assert self._calls is not None
         assert self._setup is not None
         self._setup.reach(deadline_s)
         with self._condition:
             lost = self._lost
-        self._is_ours = self._setup.set_up() is not None
+        self._set_up(self._calls, self._setup)
         return lost
+
+    def _set_up(self, calls: PolicyServerCalls, setup: SessionSetup) -> str | None:
+        description = setup.set_up()
+        self._is_ours = description is not None
+        if not self._is_ours:
+            calls.watch()
+        return description
 
     def _restart(self, lost: int) -> bool:
         """Go on with the server that was set up; False when that is lost, too."""

@@ -1,7 +1,8 @@
 """LeRobot's ``AsyncInference`` service over a `SessionHost`: what its four calls do.
 
-Sessions are told apart by their connection, or by the id that our own client sends with every call. RobotClients on one
-Unix socket cannot be told apart and share one session.
+Sessions are told apart by their connection, or by the id that our own client sends with every call. RobotClients that
+share a connection cannot be told apart and share one session: those of one process, whose connections gRPC pools, and
+those on one Unix socket, which gRPC gives one name.
 """
 
 from __future__ import annotations
@@ -76,6 +77,9 @@ class PolicyService(services_pb2_grpc.AsyncInferenceServicer):  # type: ignore[m
     def SendObservations(self, request_iterator: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         """Take an observation, which comes in pieces."""
         with self._call(context) as session:
+            if session.end_reason is not None:
+                reason = f"the server ended the session: {session.end_reason}"
+                _abort(context, grpc.StatusCode.UNAVAILABLE, extras.shortened(reason))
             try:
                 data = _join(request_iterator, session.most_bytes)
                 observation = decode_observation(data, session.spec.features)
@@ -116,10 +120,11 @@ class PolicyService(services_pb2_grpc.AsyncInferenceServicer):  # type: ignore[m
         self._sessions.put(_key_of(context), session)
         with self._watched(session, context):
             self._host.enter(session)
-            while (opened := session.wait_until_open(_OPEN_SLICE_S)) is None:
-                if not context.is_active():
-                    raise PeerGoneError("the client does not wait for its session any more")
-            return opened
+            try:
+                return _wait_until_open(session, context)
+            except SetupRefusedError:
+                self._sessions.discard(session)
+                raise
 
     def _spec_of(self, wanted: Wanted, context: grpc.ServicerContext) -> SessionSpec:
         """What a client asks for. LeRobot's protocol does not carry the length of an action."""
@@ -187,6 +192,13 @@ def _key_of(context: grpc.ServicerContext) -> str:
     """What tells a client apart from others."""
     session = extras.read_session(context.invocation_metadata())
     return context.peer() if session is None else f"session {session}"
+
+
+def _wait_until_open(session: GrpcSession, context: grpc.ServicerContext) -> PolicyNeeds:
+    while (needs := session.wait_until_open(_OPEN_SLICE_S)) is None:
+        if not context.is_active():
+            raise PeerGoneError("the client does not wait for its session any more")
+    return needs
 
 
 def _patience_s(context: grpc.ServicerContext) -> float:

@@ -96,9 +96,9 @@ class GrpcSession(MailboxSession):
         return not is_open
 
     @property
-    def is_over(self) -> bool:
-        """Whether nothing will come of it any more."""
-        return self._end is not None
+    def end_reason(self) -> str | None:
+        """Why it is over; None while it is not."""
+        return self._end
 
 
 class SessionTable:
@@ -116,7 +116,7 @@ class SessionTable:
     def put(self, key: str, session: GrpcSession) -> None:
         """Remember a client's session, and forget those that are over and whose clients cannot ask why."""
         with self._lock:
-            stale = [other for other, old in self._sessions.items() if old.is_over and old.has_left()]
+            stale = [other for other, old in self._sessions.items() if old.end_reason is not None and old.has_left()]
             for other in stale:
                 del self._sessions[other]
             self._sessions[key] = session
