@@ -51,6 +51,20 @@ class Backend:
     transport: type[Transport]
     listener: type[Listener]
 
+    def __post_init__(self) -> None:
+        """Refuse what is no half of a transport.
+
+        Raises:
+            ConfigError: The message names it.
+        """
+        halves: tuple[tuple[str, object, type], ...] = (
+            ("transport", self.transport, Transport),
+            ("listener", self.listener, Listener),
+        )
+        for name, half, base in halves:
+            if not (isinstance(half, type) and issubclass(half, base)):
+                raise ConfigError(f"Backend({name}=...) takes a subclass of {base.__name__}, got {half!r}")
+
 
 def known_schemes() -> list[str]:
     """All schemes that there is a backend for, sorted."""
