@@ -16,7 +16,7 @@ from lerobot.robots import Robot, RobotConfig
 from numpy.typing import NDArray
 from upstream import robot_client_module
 
-from async_delta_inference.transport import FunctionPolicy, Observation, PolicyNeeds, SessionSpec
+from async_delta_inference.transport import FunctionPolicy, Observation
 from async_delta_inference.transport.testing.commands import Commands
 
 CLIENT_MODULE = robot_client_module()
@@ -40,14 +40,9 @@ def answer(observation: Observation) -> NDArray[np.float32]:
     return np.stack([expected_action(robot, timestep + row) for row in range(_ROWS)])
 
 
-class RobotsPolicy(FunctionPolicy):
-    """`answer`, which also says how long its actions are: RobotClient cannot."""
-
-    def __init__(self) -> None:
-        super().__init__(answer)
-
-    def describe(self, spec: SessionSpec) -> PolicyNeeds:
-        return PolicyNeeds("a policy for fake robots", action_dim=len(_JOINTS))
+def robots_policy() -> FunctionPolicy:
+    """`answer`, with the length of its actions: RobotClient cannot say it."""
+    return FunctionPolicy(answer, "a policy for fake robots", action_dim=len(_JOINTS))
 
 
 @RobotConfig.register_subclass("fake_of_the_tests")

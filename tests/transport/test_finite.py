@@ -13,22 +13,16 @@ from async_delta_inference.transport.finite import is_finite
 
 @given(arrays(np.float32, array_shapes(min_dims=0, max_dims=3), elements=st.floats(width=32)))
 def test_agrees_with_numpy(array: np.ndarray) -> None:
-    assert is_finite(array) == bool(np.isfinite(array).all())
+    assert is_finite(array.tobytes()) == bool(np.isfinite(array).all())
 
 
 @given(st.integers(0, 2**32 - 1))
 def test_every_bit_pattern_is_judged_rightly(bits: int) -> None:
     array = np.array([1.0, 0.0, 2.0], np.float32)
     array.view(np.uint32)[1] = bits
-    assert is_finite(array) == bool(np.isfinite(array).all())
+    assert is_finite(array.tobytes()) == bool(np.isfinite(array).all())
 
 
 @pytest.mark.parametrize("value", [3.4028235e38, -3.4028235e38, 1.7014118e38, -1.7014118e38])
 def test_large_numbers_are_finite(value: float) -> None:
-    assert is_finite(np.full((4, 3), value, np.float32))
-
-
-def test_every_second_element_of_an_array_is_judged_by_itself() -> None:
-    array = np.array([0.0, np.nan, 1.0, np.inf], np.float32)
-    assert is_finite(array[::2])
-    assert not is_finite(array[1::2])
+    assert is_finite(np.full((4, 3), value, np.float32).tobytes())

@@ -15,6 +15,7 @@ from async_delta_inference.transport import (
     SessionHost,
     SessionSpec,
 )
+from async_delta_inference.transport.inbox import ThreadBell
 from async_delta_inference.transport.mailbox import MailboxSession
 from async_delta_inference.transport.testing import (
     CONTRACT_POLICY,
@@ -188,6 +189,28 @@ def test_stop_while_idle_and_twice() -> None:
             enter(host)
         host.leave(session)
     assert policy.calls.count("close") == 1
+
+
+def test_bell_that_was_taken_down_is_rung_no_more() -> None:
+    """As that of shared memory, which its listener removes once the host has stopped."""
+
+    class Removable(ThreadBell):
+        removed = False
+
+        def ring(self) -> None:
+            assert not self.removed
+            super().ring()
+
+    bell = Removable()
+    host = SessionHost(LoggedPolicy())
+    host.hang_bell(bell)
+    host.start()
+    session = opened(host)
+    host.stop()
+    bell.removed = True
+    host.stop()
+    host.leave(session)
+    host.ring()
 
 
 def test_stop_while_a_policy_loads() -> None:

@@ -155,7 +155,8 @@ def test_lingers_until_the_batch_is_full() -> None:
     boxes.post(1)
     assert boxes.take() == [0, 1, 2]
     assert len(bell.waits_s) == 3
-    assert sorted(bell.waits_s, reverse=True) == bell.waits_s  # one deadline, not a new one each time
+    first, second, third = bell.waits_s
+    assert 60.0 >= first > second > third  # one deadline, not a new one each time
 
 
 def test_lingers_for_no_more_sessions_than_there_are() -> None:

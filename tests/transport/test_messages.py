@@ -48,12 +48,17 @@ def test_features_cannot_be_changed_and_survive_pickling() -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"policy_type": ""}, {"pretrained_name_or_path": ""}, {"actions_per_chunk": 0}, {"action_dim": 0}],
+    [{"actions_per_chunk": 0}, {"action_dim": 0}],
 )
-def test_policy_that_cannot_be_is_refused(change: dict) -> None:
+def test_session_that_cannot_be_is_refused(change: dict) -> None:
     fields = {"policy_type": "act", "pretrained_name_or_path": "p", "actions_per_chunk": 1, "action_dim": 1} | change
     with pytest.raises(InvalidMessageError):
         SessionSpec(features=FEATURES, **fields)
+
+
+@pytest.mark.parametrize(("policy_type", "path", "names"), [("act", "p", True), ("", "p", False), ("act", "", False)])
+def test_session_may_ask_for_whatever_is_served(policy_type: str, path: str, names: bool) -> None:
+    assert SessionSpec(policy_type, path, 1, FEATURES, 1).names_policy is names
 
 
 @pytest.mark.parametrize("name", ["connect_timeout_s", "setup_timeout_s", "inference_timeout_s"])

@@ -16,7 +16,8 @@ from async_delta_inference.errors import (
     TransportError,
     TransportTimeout,
 )
-from async_delta_inference.transport.client import Transport, TransportOptions
+from async_delta_inference.transport.client import Transport
+from async_delta_inference.transport.deadlines import TransportOptions
 from async_delta_inference.transport.host import SessionHost
 from async_delta_inference.transport.inbox import Inbox, ServedSession
 from async_delta_inference.transport.messages import ActionChunk, Observation, ObservationFeatures, SessionSpec

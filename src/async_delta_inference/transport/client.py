@@ -14,7 +14,6 @@ from __future__ import annotations
 import threading
 import time
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from types import TracebackType
 from typing import NoReturn, Self
 
@@ -30,13 +29,11 @@ from async_delta_inference.errors import (
     TransportClosed,
     TransportTimeout,
 )
+from async_delta_inference.transport.deadlines import AnswerDeadline, TransportOptions
 from async_delta_inference.transport.finite import is_finite
 from async_delta_inference.transport.messages import ActionChunk, Observation, SessionSpec
 
-__all__ = ["LONGEST_TIMEOUT_S", "Transport", "TransportOptions"]
-
-LONGEST_TIMEOUT_S = 1e8
-"""Three years: above any wait, below what the system's own timers take."""
+__all__ = ["Transport"]
 
 _SLICE_S = 1.0
 """Bound of one wait of a backend's: the deadline of an answer is looked at in between."""
@@ -44,33 +41,6 @@ _SLICE_S = 1.0
 _COUNT_LIMIT = 2**63
 _UINT8 = np.dtype(np.uint8)
 _FLOAT32 = np.dtype(np.float32)
-
-
-@dataclass(frozen=True)
-class TransportOptions:
-    """Deadlines that every backend keeps, in seconds, each at most `LONGEST_TIMEOUT_S`.
-
-    Args:
-        connect_timeout_s: For the server to be reached and to answer the handshake.
-        setup_timeout_s: For the server to load the policy.
-        inference_timeout_s: For one observation to be answered.
-        reconnect_timeout_s: For a server that went away to come back; 0 gives up at once.
-    """
-
-    connect_timeout_s: float = 20.0
-    setup_timeout_s: float = 300.0
-    inference_timeout_s: float = 120.0
-    reconnect_timeout_s: float = 30.0
-
-    def __post_init__(self) -> None:
-        for name in ("connect_timeout_s", "setup_timeout_s", "inference_timeout_s", "reconnect_timeout_s"):
-            value_s = getattr(self, name)
-            may_be_zero = name == "reconnect_timeout_s"
-            if not (0 < value_s <= LONGEST_TIMEOUT_S or (may_be_zero and value_s == 0)):
-                least = "0 or more" if may_be_zero else "positive"
-                raise InvalidMessageError(
-                    f"{name} must be {least} and at most {LONGEST_TIMEOUT_S:g} seconds, got {value_s:g}"
-                )
 
 
 class Transport(ABC):
@@ -103,11 +73,8 @@ class Transport(ABC):
         self._action_dim = 0
         self._longest_chunk = 0
         self._known_task = ""
-        # The deadline of an answer. The sender writes the first two, the receiver the others: no lock.
         self._last_sent_timestep = -1
-        self._due_timestep = -1
-        self._answered_timestep = -1
-        self._waiting_since_s: float | None = None
+        self._deadline = AnswerDeadline(self.options.inference_timeout_s)
         self._slice_s = min(_SLICE_S, self.options.inference_timeout_s)
 
     # What a control loop calls.
@@ -182,7 +149,7 @@ class Transport(ABC):
             self._last_sent_timestep = before
             raise
         if observation.must_go:
-            self._due_timestep = timestep
+            self._deadline.due_timestep = timestep
         if loaned:
             self._retire_loan()
 
@@ -217,17 +184,16 @@ class Transport(ABC):
                 or not 0 <= timestep <= self._last_sent_timestep
                 or not is_finite(chunk.memory or actions.tobytes())
             ):
-                self._look_again_at(chunk)
+                chunk.check(self._action_dim, self._longest_chunk, self._last_sent_timestep)
         except (PeerGoneError, ProtocolError) as exc:
             self._remember_failure(exc)
             raise
         except PolicyError as exc:
-            self._note_answer(self._due_timestep if exc.timestep is None else exc.timestep)
+            self._note_answer(self._deadline.due_timestep if exc.timestep is None else exc.timestep)
             raise
-        if timestep > self._answered_timestep:
-            self._answered_timestep = timestep
-            self._waiting_since_s = None
-        elif self._due_timestep > self._answered_timestep:
+        if timestep > self._deadline.answered_timestep:
+            self._deadline.note_answer(timestep)
+        elif self._deadline.is_due:
             self._check_deadline(0.0)  # An answer, but to something old: it must not hide that the new one is due.
         return chunk
 
@@ -336,12 +302,11 @@ class Transport(ABC):
 
     def _note_answer(self, timestep: int) -> None:
         """An observation was answered with something that is no chunk. In the receiving thread."""
-        self._answered_timestep = max(self._answered_timestep, timestep)
-        self._waiting_since_s = None
+        self._deadline.note_answer(timestep)
 
     def _restart_deadline(self) -> None:
         """The server came back: an answer has the whole time again."""
-        self._waiting_since_s = None
+        self._deadline.restart()
 
     # Shared by the methods above.
 
@@ -396,7 +361,7 @@ class Transport(ABC):
         while True:
             if self._closed.is_set():
                 raise TransportClosed("the transport was closed during the wait")
-            if self._due_timestep > self._answered_timestep:
+            if self._deadline.is_due:
                 self._check_deadline(waited_s)
             left_s = until_s - time.monotonic()
             if left_s <= 0.0:
@@ -407,39 +372,15 @@ class Transport(ABC):
                 return chunk
 
     def _check_deadline(self, waited_s: float) -> None:
-        """Something is due and has not come: its clock starts with the first wait that is in vain."""
+        """An answer is owed and has not come."""
         if not self._expects_answers():
-            self._waiting_since_s = None
-            return
-        now_s = time.monotonic()
-        if self._waiting_since_s is None:
-            self._waiting_since_s = now_s - waited_s
-        if now_s - self._waiting_since_s < self.options.inference_timeout_s:
-            return
-        due = self._due_timestep
-        self._note_answer(due)  # Said once; the session goes on.
-        raise TransportTimeout(
-            f"the policy server at {self.address} has not answered timestep {due} within "
-            f"{self.options.inference_timeout_s:g} s: is its inference slow? Raise inference_timeout_s, or look into "
-            "its log"
-        )
-
-    def _look_again_at(self, chunk: ActionChunk) -> None:
-        """Say what is wrong with a chunk; return if nothing is, only unusual."""
-        actions, timestep = chunk.actions, chunk.timestep
-        if not 0 <= timestep <= self._last_sent_timestep:
-            raise ProtocolError(
-                f"the server answers timestep {timestep}; the newest sent is {self._last_sent_timestep}"
+            self._deadline.restart()
+        elif (timestep := self._deadline.overdue_timestep(waited_s)) is not None:
+            raise TransportTimeout(
+                f"the policy server at {self.address} has not answered timestep {timestep} within "
+                f"{self.options.inference_timeout_s:g} s: is its inference slow? Raise inference_timeout_s, or look "
+                "into its log"
             )
-        if actions.ndim != 2 or actions.shape[1] != self._action_dim or actions.dtype != np.float32:
-            raise ProtocolError(
-                f"the server sent actions of {actions.dtype} {actions.shape}; the environment takes float32 "
-                f"(n, {self._action_dim})"
-            )
-        if not 1 <= len(actions) <= self._longest_chunk:
-            raise ProtocolError(f"the server sent {len(actions)} actions; agreed were 1 to {self._longest_chunk}")
-        if not is_finite(actions.tobytes()):
-            raise ProtocolError(f"the chunk of timestep {timestep} has actions that are not finite")
 
     def _refuse(self) -> NoReturn:
         """Raise what makes this transport unusable."""

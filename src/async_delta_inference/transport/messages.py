@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from async_delta_inference.errors import InvalidMessageError
+from async_delta_inference.errors import InvalidMessageError, ProtocolError
+from async_delta_inference.transport.finite import is_finite
 
 __all__ = ["ActionChunk", "Observation", "ObservationFeatures", "SessionSpec"]
 
@@ -230,6 +231,30 @@ class ActionChunk:
 
     def __len__(self) -> int:
         return len(self.actions)
+
+    def check(self, action_dim: int, longest_chunk: int, newest_timestep: int) -> None:
+        """Refuse what the peer should not have sent.
+
+        Args:
+            action_dim: Length of an action, as agreed.
+            longest_chunk: Most rows, as agreed.
+            newest_timestep: The newest that was sent.
+
+        Raises:
+            ProtocolError: It says what was sent and what was agreed.
+        """
+        actions, timestep = self.actions, self.timestep
+        if not 0 <= timestep <= newest_timestep:
+            raise ProtocolError(f"the server answers timestep {timestep}; the newest sent is {newest_timestep}")
+        if actions.ndim != 2 or actions.shape[1] != action_dim or actions.dtype != np.float32:
+            raise ProtocolError(
+                f"the server sent actions of {actions.dtype} {actions.shape}; the environment takes float32 "
+                f"(n, {action_dim})"
+            )
+        if not 1 <= len(actions) <= longest_chunk:
+            raise ProtocolError(f"the server sent {len(actions)} actions; agreed were 1 to {longest_chunk}")
+        if not is_finite(actions.tobytes()):
+            raise ProtocolError(f"the chunk of timestep {timestep} has actions that are not finite")
 
 
 def _check_array(what: str, array: object, shape: tuple[int, ...], dtype: type[np.generic]) -> None:

@@ -168,16 +168,19 @@ class FunctionPolicy:
         function: From an observation to actions (n, A), anything that becomes float32. Rows beyond the session's
             ``actions_per_chunk`` are left out, as LeRobot's server does.
         description: What the results call it; the function's own name where it is empty.
+        action_dim: Length of its actions, for clients that do not say how long theirs are: RobotClient over LeRobot's
+            gRPC protocol. None: the client's.
     """
 
-    def __init__(self, function: PolicyFunction, description: str = "") -> None:
+    def __init__(self, function: PolicyFunction, description: str = "", *, action_dim: int | None = None) -> None:
         self._function = function
+        self._action_dim = action_dim
         name = getattr(function, "__qualname__", type(function).__qualname__)
         self._description = description or f"{getattr(function, '__module__', '?')}.{name}"
 
     def describe(self, spec: SessionSpec) -> PolicyNeeds:
-        """A function asks for nothing: what does not fit shows when it is called."""
-        return PolicyNeeds(self._description)
+        """A function asks for nothing else: what does not fit shows when it is called."""
+        return PolicyNeeds(self._description, action_dim=self._action_dim)
 
     def open(self, spec: SessionSpec) -> PolicySession:
         """A session without state."""

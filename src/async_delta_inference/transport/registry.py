@@ -11,7 +11,8 @@ from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 
 from async_delta_inference.errors import ConfigError, MissingExtraError
-from async_delta_inference.transport.client import Transport, TransportOptions
+from async_delta_inference.transport.client import Transport
+from async_delta_inference.transport.deadlines import TransportOptions
 from async_delta_inference.transport.host import SessionHost
 from async_delta_inference.transport.messages import SessionSpec
 from async_delta_inference.transport.policy import Policy, PolicyFunction

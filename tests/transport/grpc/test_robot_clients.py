@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_robot import ACTIONS, RobotsPolicy, expected_action, make_robot
+from fake_robot import ACTIONS, expected_action, make_robot, robots_policy
 
 from async_delta_inference.transport import serve
 from async_delta_inference.transport.testing.commands import Remote
@@ -25,7 +25,7 @@ def robots(tmp_path: Path) -> Iterator[list[Remote]]:
 
 
 def test_two_robots_at_once_perform_what_each_performs_alone(robots: list[Remote]) -> None:
-    with serve(RobotsPolicy(), "grpc://127.0.0.1:0", max_sessions=2) as server:
+    with serve(robots_policy(), "grpc://127.0.0.1:0", max_sessions=2) as server:
         alone = [robot.ask("run", server.uris[0]) for robot in robots]
         with ThreadPoolExecutor(len(robots)) as threads:
             together = list(threads.map(lambda robot: robot.ask("run", server.uris[0]), robots))

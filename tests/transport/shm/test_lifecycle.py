@@ -191,7 +191,7 @@ def test_error_of_the_policy_travels_and_the_session_goes_on(transport: ShmTrans
 def test_filtered_observation_is_not_waited_for(transport: ShmTransport) -> None:
     transport.send_observation(make_observation(1, task="filter"))
     assert transport.receive_actions(0.5) is None
-    assert transport._answered_timestep == 1
+    assert transport._deadline.answered_timestep == 1
     exchange(transport, 2)
 
 

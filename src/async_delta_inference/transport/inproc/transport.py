@@ -6,7 +6,8 @@ import time
 
 from async_delta_inference import stages
 from async_delta_inference.errors import PolicyError, TransportClosed, TransportTimeout
-from async_delta_inference.transport.client import Transport, TransportOptions
+from async_delta_inference.transport.client import Transport
+from async_delta_inference.transport.deadlines import TransportOptions
 from async_delta_inference.transport.inproc.listener import InprocListener, find_listener
 from async_delta_inference.transport.mailbox import Filtered, MailboxSession
 from async_delta_inference.transport.messages import ActionChunk, Observation, SessionSpec

@@ -8,7 +8,8 @@ from typing import ClassVar
 
 import pytest
 
-from async_delta_inference.transport.client import Transport, TransportOptions
+from async_delta_inference.transport.client import Transport
+from async_delta_inference.transport.deadlines import TransportOptions
 from async_delta_inference.transport.registry import connect
 from async_delta_inference.transport.testing.messages import CONTRACT_POLICY
 from async_delta_inference.transport.testing.peer import ServedPeer

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from async_delta_inference.errors import TransportError
-from async_delta_inference.transport.client import TransportOptions
+from async_delta_inference.transport.deadlines import TransportOptions
 from async_delta_inference.transport.messages import SessionSpec
 from async_delta_inference.transport.policy import Policy, PolicyFunction, PolicyNeeds
 from async_delta_inference.transport.registry import backend, open_transport

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from async_delta_inference.errors import PolicyError, TransportError
-from async_delta_inference.transport.client import TransportOptions
+from async_delta_inference.transport.deadlines import TransportOptions
 from async_delta_inference.transport.inproc import InprocListener, InprocTransport
 from async_delta_inference.transport.mailbox import Filtered, Reply
 from async_delta_inference.transport.messages import ActionChunk, Observation, SessionSpec

@@ -20,7 +20,7 @@ from async_delta_inference.errors import (
     TransportTimeout,
 )
 from async_delta_inference.transport.addresses import is_loopback
-from async_delta_inference.transport.client import TransportOptions
+from async_delta_inference.transport.deadlines import TransportOptions
 from async_delta_inference.transport.grpc import extras
 
 __all__ = ["CALL_ERRORS", "PolicyServerCalls", "map_call_error"]

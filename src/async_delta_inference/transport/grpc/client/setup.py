@@ -12,7 +12,7 @@ from async_delta_inference.errors import (
     TransportError,
     TransportTimeout,
 )
-from async_delta_inference.transport.client import TransportOptions
+from async_delta_inference.transport.deadlines import TransportOptions
 from async_delta_inference.transport.grpc.client.calls import CALL_ERRORS, PolicyServerCalls, map_call_error
 from async_delta_inference.transport.grpc.wire import encode_policy
 from async_delta_inference.transport.messages import SessionSpec

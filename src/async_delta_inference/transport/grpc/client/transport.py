@@ -20,7 +20,8 @@ from async_delta_inference.errors import (
     TransportTimeout,
 )
 from async_delta_inference.transport.addresses import check_host_and_port
-from async_delta_inference.transport.client import Transport, TransportOptions
+from async_delta_inference.transport.client import Transport
+from async_delta_inference.transport.deadlines import TransportOptions
 from async_delta_inference.transport.finite import is_finite
 from async_delta_inference.transport.grpc.client.calls import CALL_ERRORS, PolicyServerCalls, map_call_error
 from async_delta_inference.transport.grpc.client.pending import Outgoing, PendingObservations

@@ -18,7 +18,7 @@ from async_delta_inference.errors import (
     ProtocolError,
     TransportTimeout,
 )
-from async_delta_inference.transport.client import TransportOptions
+from async_delta_inference.transport.deadlines import TransportOptions
 from async_delta_inference.transport.messages import SessionSpec
 from async_delta_inference.transport.shm.shared import handshake, rendezvous
 from async_delta_inference.transport.shm.shared.connection import Connection

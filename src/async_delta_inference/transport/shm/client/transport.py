@@ -17,7 +17,8 @@ from posix_ipc import Error as SemaphoreError
 
 from async_delta_inference import stages
 from async_delta_inference.errors import PeerGoneError, PolicyError, ProtocolError, TransportClosed, TransportError
-from async_delta_inference.transport.client import Transport, TransportOptions
+from async_delta_inference.transport.client import Transport
+from async_delta_inference.transport.deadlines import TransportOptions
 from async_delta_inference.transport.messages import ActionChunk, Observation, SessionSpec
 from async_delta_inference.transport.shm.client.attachment import (
     Attachment,
