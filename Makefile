@@ -11,10 +11,10 @@ export MUJOCO_GL ?= egl
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help setup demo test test-slow check format bench bench-check lock clean
+.PHONY: help setup demo test test-slow check format bench bench-check bench-sessions lock clean
 
 help:  ## list the commands
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
 setup: $(READY)  ## make the environment (.venv); the other commands do it by themselves
 
@@ -54,6 +54,9 @@ bench: $(READY)  ## compare the transports, a quarter of an hour; results in out
 
 bench-check: $(READY)  ## compare a quick run's ratios with the limits
 	$(PYTHON) benchmarks/check.py
+
+bench-sessions: $(READY)  ## 16 clients of one server: their total, their shares, the cost of waiting
+	$(PYTHON) benchmarks/sessions.py --check
 
 lock:  ## pin the dependencies anew in requirements.txt
 	./scripts/lock.sh

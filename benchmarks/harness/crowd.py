@@ -27,7 +27,7 @@ _HEAD_START_S = 0.5
 _CHECK_EVERY = 500
 _WARMUP = 20
 _STRIDE = 64
-"""Of the numbers of one client's observations: no number, and no mark made of it, is another client's."""
+"""How far apart one client's numbers are, so that no number, and no mark made of it, is another client's."""
 
 
 def exchange_together(server: ServerProcess, payload: Payload, clients: int, seconds: float) -> list[int]:

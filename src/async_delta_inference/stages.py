@@ -97,7 +97,7 @@ class StageRecorder:
 
 
 recorder: StageRecorder | None = None
-"""Of this process; None: nothing is recorded."""
+"""This process's recorder; None while nothing is recorded."""
 
 
 def start() -> StageRecorder:

@@ -132,7 +132,7 @@ def transport(
 
 
 def test_frames_are_written_straight_into_the_loan(simulator: Simulator, transport: Transport) -> None:
-    """Of every slot that there is: more observations than slots."""
+    """All slots have their turn: there are more observations than slots."""
     environment = environment_of(simulator)
     allocated: list[int] = []
     for seed in range(9):

@@ -28,7 +28,7 @@ class Run:
         self.silent = False
         self.observers: Iterable[RunObserver] = ()
         self.transport: ScriptedTransport
-        """Of the last client."""
+        """The last client's."""
 
     def client(self, **flags: Any) -> SimClient:
         """One synchronous episode in the simulated clock, unless the flags say otherwise."""

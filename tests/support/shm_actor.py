@@ -65,7 +65,7 @@ def fill(observation: Observation, rng: np.random.Generator) -> None:
 
 
 def checksum(observation: Observation) -> int:
-    """Of everything that the sender wrote, in 24 bits: exact in float32."""
+    """A checksum of everything that the sender wrote, in 24 bits: exact in float32."""
     value = zlib.crc32(observation.task.encode())
     for array in (observation.state, *observation.images.values()):
         value = zlib.crc32(np.ascontiguousarray(array), value)

@@ -84,7 +84,7 @@ def of_server(name: str) -> list[str]:
 
 
 NAMES = ("here", "there", "other", "victim", "embedded-1", "embedded-by-somebody-killed")
-"""Of the servers in these tests."""
+"""The names of the servers in these tests."""
 
 
 def left_behind(folder: Path) -> list[str]:

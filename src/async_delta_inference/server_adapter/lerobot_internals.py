@@ -66,7 +66,7 @@ REPLACED = (
 """Functions of lerobot.async_inference whose work this package does itself."""
 
 TESTED_DIGEST = "8dbbe51200a905ad"
-"""Of their source text, in lerobot 0.6.1."""
+"""The digest of their source text in lerobot 0.6.1."""
 
 
 def load_policy_server_module() -> ModuleType:
@@ -97,7 +97,7 @@ def are_as_tested(policy_server_module: Any, helpers_module: Any) -> bool:
 
 
 def digest(policy_server_module: Any, helpers_module: Any) -> str:
-    """Of the source text of `REPLACED`."""
+    """The digest of the source text of `REPLACED`."""
     text = []
     for name in REPLACED:
         owner = policy_server_module if name.startswith("PolicyServer.") else helpers_module

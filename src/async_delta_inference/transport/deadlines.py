@@ -56,7 +56,7 @@ class AnswerDeadline:
 
     def __init__(self, timeout_s: float) -> None:
         self.due_timestep = -1
-        """Of the newest observation that must be answered."""
+        """The newest observation that must be answered."""
         self.answered_timestep = -1
         """Newest that was answered, in whichever way."""
         self._timeout_s = timeout_s

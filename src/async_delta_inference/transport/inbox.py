@@ -143,7 +143,7 @@ class Seat(Request):
         super().__init__(session, Observation({}, np.empty(0, np.float32)), served.release)
         self.served = served
         self.episode: int | None = None
-        """Of the observation that was answered last; None before the first."""
+        """The episode of the observation that was answered last; None before the first."""
         self.whole_chunk = (served.spec.actions_per_chunk, served.spec.action_dim)
 
 

@@ -62,7 +62,7 @@ def test_observations_for_it_are_blank_and_of_an_episode_of_their_own(run: Run) 
 
 
 def test_first_answer_which_warms_the_policy_up_does_not_count(run: Run) -> None:
-    """Of the five that count three take 40 ms: a median over all six would be half of that, or less."""
+    """Three of the five that count take 40 ms: a median over all six would be half of that, or less."""
     slow(run, 0.0, 0.0, 0.0, 0.04)
     (delay,) = run(inference_delay="auto").inference_delay_steps
     assert delay >= 8

@@ -24,7 +24,7 @@ START_S = 240.0
 
 
 def children() -> list[psutil.Process]:
-    """Of this process: the servers that it started for itself."""
+    """This process's: the servers that it started for itself."""
     found = psutil.Process().children()
     return [process for process in found if "async_delta_inference.server_adapter" in process.cmdline()]
 

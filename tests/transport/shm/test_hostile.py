@@ -330,7 +330,7 @@ def test_talk_in_the_middle_of_a_session_ends_it(server: Server) -> None:
 
 
 def chunk_of(segment: Segment) -> NDArray[np.float32]:
-    """Of the first reply."""
+    """The rows of the first reply."""
     return np.ndarray((ROWS, COLUMNS), np.float32, segment.action_bytes[1])
 
 

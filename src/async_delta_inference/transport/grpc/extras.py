@@ -46,7 +46,7 @@ APPLICATION_ERROR = "Exception calling application: "
 """What gRPC for Python writes before the text of an exception of the server's."""
 
 MAX_TEXT_BYTES = 1000
-"""Of what travels in headers, whose whole is bounded by 8 KB and which take three bytes for one that is not ASCII."""
+"""The longest text in a header: all headers together are bounded by 8 KB, and a byte that is not ASCII takes three."""
 
 Metadata = Iterable[tuple[str, Any]] | None
 _SESSION_ID = re.compile(r"[0-9a-f]{32}")

@@ -46,7 +46,7 @@ class Remote:
 
     @property
     def pid(self) -> int | None:
-        """Of its process; None for a thread."""
+        """The id of its process; None for a thread."""
         return None if self._process is None else self._process.pid
 
     @property

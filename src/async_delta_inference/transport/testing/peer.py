@@ -54,7 +54,7 @@ class ServedPeer:
 
     @property
     def pid(self) -> int | None:
-        """Of its process; None where it shares the test's."""
+        """The id of its process; None where it shares the test's."""
         return self._remote.pid
 
     # What the server does.
@@ -109,7 +109,7 @@ class ServedPeer:
         self._ask("ask_for", needs)
 
     def batches(self) -> list[list[tuple[int, int]]]:
-        """Of every inference that began, client and timestep of each request."""
+        """The requests of every inference that began, each as its client and timestep."""
         batches: list[list[tuple[int, int]]] = self._ask("batches")
         return batches
 

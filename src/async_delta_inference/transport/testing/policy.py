@@ -46,7 +46,7 @@ class SessionRecord:
         return [event[1:] for event in self.events if event[0] == "reset"]
 
     def timesteps(self) -> list[str | int]:
-        """Of the observations that the policy was asked about."""
+        """The timesteps of the observations that the policy was asked about."""
         return [event[1] for event in self.events if event[0] == "infer"]
 
 
@@ -191,7 +191,7 @@ class ScriptedPolicy:
     # What a test asks it.
 
     def batches(self) -> list[list[tuple[int, int]]]:
-        """Of every inference that began, client and timestep of each request."""
+        """The requests of every inference that began, each as its client and timestep."""
         return [list(batch) for batch in self._batches]
 
     def sessions(self) -> list[SessionRecord]:

@@ -18,7 +18,7 @@ from async_delta_inference.transport.testing.peer import ContractClient, ServedP
 __all__ = ["SessionCases"]
 
 EXCHANGES = 40
-"""Of every session that runs beside others."""
+"""How many every session makes that runs beside others."""
 
 LEAVING: dict[str, Callable[[ContractClient], None]] = {
     "closes": ContractClient.close,

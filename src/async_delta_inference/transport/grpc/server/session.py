@@ -14,7 +14,7 @@ from async_delta_inference.transport.messages import Observation, SessionSpec
 __all__ = ["GrpcSession", "SessionTable"]
 
 _LONGEST_SILENCE_S = 60.0
-"""Of a client whose connection cannot be looked up, and that has no call under way."""
+"""After this a client is gone whose connection cannot be looked up, and that has no call under way."""
 
 
 class GrpcSession(MailboxSession):

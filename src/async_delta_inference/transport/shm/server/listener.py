@@ -79,7 +79,7 @@ class ShmListener(Listener):
         self._lock = threading.Lock()
         self._connections: dict[Connection, threading.Thread] = {}
         self._silent: dict[Connection, None] = {}
-        """Of them, those that have said nothing yet, the oldest first."""
+        """The connections that have said nothing yet, the oldest first."""
         self._accepting = threading.Thread(target=self._accept_loop, name="shm-listener", daemon=True)
 
     @classmethod
