@@ -72,7 +72,7 @@ class BrokenSession(MailboxSession):
 
     def __init__(self, host: SessionHost, *broken: str, error: type[Exception] = RuntimeError) -> None:
         super().__init__(CONTRACT_POLICY, "the broken one", host.ring)
-        self.closed = False
+        self.closings = 0
         self.break_down(*broken, error=error)
 
     def break_down(self, *broken: str, error: type[Exception] = RuntimeError) -> None:
@@ -83,7 +83,7 @@ class BrokenSession(MailboxSession):
             setattr(self, name, partial(fail, name))
 
     def close(self) -> None:
-        self.closed = True
+        self.closings += 1
         super().close()
 
 

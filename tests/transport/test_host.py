@@ -47,7 +47,7 @@ def test_session_that_raises_is_ended_and_no_other(broken: str, error: type[Exce
         victim.post(contract_observation(0))
         with pytest.raises(PeerGoneError, match=f"{broken} broke"):
             victim.next_reply(WAIT_S)
-        eventually(lambda: victim.closed)
+        eventually(lambda: victim.closings == 1)
         for timestep in range(3):
             for session in others:
                 assert isinstance(ask(session, timestep), ActionChunk)
@@ -75,7 +75,7 @@ def test_session_that_cannot_be_told_how_it_begins_gives_its_seat_back(broken: s
     with running(policy, max_sessions=1) as host:
         victim = BrokenSession(host, broken)
         enter(host, victim)
-        eventually(lambda: victim.closed)
+        eventually(lambda: victim.closings == 1)
         assert isinstance(ask(opened(host), 0), ActionChunk)
     assert policy.calls.count("close") == (2 if broken == "opened" else 1)
 
@@ -114,7 +114,8 @@ def test_who_leaves_while_its_policy_loads_is_closed_once() -> None:
 
     policy = LoggedPolicy(open=load)
     with running(policy) as host:
-        session = enter(host)
+        session = BrokenSession(host)
+        enter(host, session)
         begun.wait(WAIT_S)
         host.leave(session)
         host.leave(session)
@@ -122,6 +123,7 @@ def test_who_leaves_while_its_policy_loads_is_closed_once() -> None:
         eventually(lambda: policy.calls.count("close") == 1)
         assert isinstance(ask(opened(host), 0), ActionChunk)
     assert policy.calls.count("close") == 2
+    assert session.closings == 1
 
 
 def test_who_has_left_unnoticed_makes_room_before_the_next_is_opened() -> None:
@@ -255,8 +257,11 @@ def test_stop_during_an_inference_tells_the_clients_first() -> None:
 
 
 def test_policy_may_stop_its_own_server() -> None:
+    returned = []
+
     def stop(requests: Sequence[Request]) -> None:
         host.stop()
+        returned.append(True)
 
     policy = LoggedPolicy(infer=stop)
     host = SessionHost(policy)
@@ -267,4 +272,5 @@ def test_policy_may_stop_its_own_server() -> None:
         session.next_reply(WAIT_S)
     host.stop()
     assert not host.is_running
+    assert returned == [True]
     assert policy.calls.count("close") == 1
