@@ -19,7 +19,8 @@ class InprocTransport(Transport):
     """``inproc://name``: a server in this process.
 
     An observation of the caller's own is copied once, since the caller may use its arrays again; a loaned one is handed
-    over as it is. A chunk is copied once, since the policy may use its array again.
+    over as it is. A chunk is copied twice: into bytes, since the policy may use its array again, and from those into
+    memory that the client may write to.
     """
 
     def __init__(self, address: str, options: TransportOptions | None = None) -> None:
