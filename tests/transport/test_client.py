@@ -171,6 +171,16 @@ def test_server_that_is_waited_for_owes_nothing_and_has_the_whole_time_when_it_i
     receive_until(TransportTimeout, postbox)
 
 
+def test_time_that_a_server_was_away_is_not_counted(postbox: Postbox) -> None:
+    postbox.send_observation(contract_observation(0))
+    assert postbox.receive_actions(0.01) is None
+    postbox.expects = False
+    assert postbox.receive_actions(0.3) is None
+    postbox.expects = True
+    assert postbox.receive_actions(0.0) is None
+    receive_until(TransportTimeout, postbox)
+
+
 def test_wait_ends_when_it_should_though_nothing_comes(postbox: Postbox) -> None:
     started_s = time.monotonic()
     assert postbox.receive_actions(0.25) is None
