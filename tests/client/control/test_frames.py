@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from control_run import Run, executed
 
+from async_delta_inference.transport.testing import timestep_policy
+
 
 @pytest.mark.parametrize(
     ("flags", "in_vain"),
@@ -19,6 +21,15 @@ def test_only_frames_that_are_sent_are_rendered(run: Run, flags: dict, in_vain: 
     run.episode(**flags)
     rendered = [step for step, render in enumerate(run.environments[0].rendered[0][:-1]) if render]
     assert rendered == sorted(run.asked + in_vain)
+
+
+def test_simulator_that_stands_still_renders_nothing_for_it(run: Run) -> None:
+    """Chunks of 4 that take 6 steps: while the answer is awaited nothing can be sent."""
+    run.policy = timestep_policy(rows=4)
+    episode = run.episode(inference_delay="6", chunk_size_threshold=0.5)
+    assert episode.starved_steps > 5
+    rendered = [step for step, render in enumerate(run.environments[0].rendered[0][:-1]) if render]
+    assert rendered == run.asked
 
 
 @pytest.mark.parametrize("polls", [0, 1, 3, 7])

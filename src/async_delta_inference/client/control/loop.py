@@ -185,8 +185,7 @@ class ControlLoop:
         if free_to_ask or (request is not None and not request.must_go and not len(self._queue)):
             return self._queue.wants_observation(threshold)
         assert request is not None
-        stands_still = self._options.on_starvation == "wait" and not len(self._queue)
-        if request.due_step is not None and request.due_step > step and not stands_still:
+        if request.due_step is not None and request.due_step > step:
             return False
         # The answer may be merged by then; what it leaves in the queue decides.
         after_merge = request.timestep + self._queue.chunk_size - self._queue.next_timestep
