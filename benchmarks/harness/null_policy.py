@@ -55,6 +55,8 @@ class NullPolicy:
 
     def infer(self, requests: Sequence[Request]) -> list[NDArray[np.float32]]:
         """Each session's chunk, marked as its observation is."""
+        if len(requests) == 1:  # The path that is measured to a tenth of a microsecond.
+            return [requests[0].session.answer(requests[0].observation)]  # type: ignore[attr-defined]
         return [request.session.answer(request.observation) for request in requests]  # type: ignore[attr-defined]
 
 
