@@ -70,7 +70,7 @@ def test_unlike_upstream_the_similarity_filter_does_not_make_it_synchronous(
 ) -> None:
     """A state that stays within PolicyServer's distance of 1, as LIBERO's metres and radians do."""
 
-    def episode_of(**flags: Any) -> EpisodeResult:
+    def episode_of(folder: str, **flags: Any) -> EpisodeResult:
         (environment,) = make_environments(PushtEnv(episode_length=60))
         original = environment.write_observation
 
@@ -79,12 +79,12 @@ def test_unlike_upstream_the_similarity_filter_does_not_make_it_synchronous(
             observation.state[:] *= 1e-4
 
         environment.write_observation = shrink  # type: ignore[method-assign]
-        client_config = config(pusht_checkpoint, policy_server, tmp_path, **flags)
+        client_config = config(pusht_checkpoint, policy_server, tmp_path / folder, **flags)
         (episode,) = SimClient(client_config, environments=[environment]).run().episodes
         return episode
 
-    assert episode_of(clock="simulated", inference_delay="3").asynchronous_chunks == 5
-    as_upstream = episode_of(must_go="queue_empty")
+    assert episode_of("ours", clock="simulated", inference_delay="3").asynchronous_chunks == 5
+    as_upstream = episode_of("upstreams", must_go="queue_empty")
     assert as_upstream.asynchronous_chunks == 0
     assert len(as_upstream.chunks) == 3
 
@@ -164,10 +164,10 @@ def test_camera_that_does_not_match_is_refused_before_the_run(
         client.run()
 
 
-def test_inference_that_fails_on_the_server_is_an_error_here(
+def test_camera_that_does_not_match_is_refused_by_the_server_too(
     pusht_checkpoint: Path, policy_server: ServedPeer, tmp_path: Path
 ) -> None:
-    """A camera that the policy does not know; nobody compares the two where the transport is the user's own."""
+    """Where the transport is the user's own, the client does not know which checkpoint is served."""
     from stub_environment import StubEnvironment
 
     client = SimClient(
@@ -175,5 +175,24 @@ def test_inference_that_fails_on_the_server_is_an_error_here(
         environments=[StubEnvironment()],
         transport=open_transport(policy_server.uri),
     )
-    with pytest.raises(PolicyError, match="inference failed"):
+    with pytest.raises(SetupRefusedError, match=r"images\.camera.*images\.image"):
         client.run()
+    assert client.result.episodes == []
+
+
+def test_inference_that_fails_on_the_server_is_an_error_here(
+    pusht_checkpoint: Path, policy_server: ServedPeer, tmp_path: Path
+) -> None:
+    """Upstream answers empty, as for "no observation yet": its client would wait for ever."""
+    (environment,) = make_environments(PushtEnv(episode_length=60))
+    original = environment.write_observation
+
+    def spoil(observation: Any) -> None:
+        original(observation)
+        observation.state[0] = np.nan
+
+    environment.write_observation = spoil  # type: ignore[method-assign]
+    client = SimClient(config(pusht_checkpoint, policy_server, tmp_path), environments=[environment])
+    with pytest.raises(PolicyError, match="state of timestep 0 is not finite"):
+        client.run()
+    assert client.result.episodes == []

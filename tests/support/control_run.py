@@ -22,6 +22,7 @@ class Run:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._clients = 0
         self.environments = [StubEnvironment()]
         self.policy: ScriptedAnswer | Policy = timestep_policy(rows=10)
         self.polls: int | Callable[[Observation], int] = 0
@@ -35,7 +36,7 @@ class Run:
         flags = {"n_episodes": 1, "actions_per_chunk": 50, "clock": "simulated"} | flags
         if flags["clock"] == "simulated" and not any(name.startswith("inference_delay") for name in flags):
             flags["inference_delay"] = "0"
-        config = SimClientConfig(env=None, output_dir=self.folder / "out", progress=False, **flags)
+        config = SimClientConfig(env=None, output_dir=self.folder / "out", overwrite=True, progress=False, **flags)
         self.transport = ScriptedTransport(self.policy, self.polls, config.transport_options())
         self.transport.silent = self.silent
         return SimClient(config, environments=self.environments, transport=self.transport, observers=self.observers)
