@@ -36,7 +36,8 @@ class Run:
         flags = {"n_episodes": 1, "actions_per_chunk": 50, "clock": "simulated"} | flags
         if flags["clock"] == "simulated" and not any(name.startswith("inference_delay") for name in flags):
             flags["inference_delay"] = "0"
-        config = SimClientConfig(env=None, output_dir=self.folder / "out", overwrite=True, progress=False, **flags)
+        self._clients += 1
+        config = SimClientConfig(env=None, output_dir=self.folder / f"out{self._clients}", progress=False, **flags)
         self.transport = ScriptedTransport(self.policy, self.polls, config.transport_options())
         self.transport.silent = self.silent
         return SimClient(config, environments=self.environments, transport=self.transport, observers=self.observers)
