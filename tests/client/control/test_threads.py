@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from control_run import Run, executed
+from stub_environment import StubEnvironment
 
 from async_delta_inference.client import RunObserver
 from async_delta_inference.client.control.action_queue import ActionQueue
@@ -118,6 +119,8 @@ def test_stop_from_another_thread_ends_the_loop_and_keeps_whole_episodes_only(ru
 
 
 def test_stop_from_another_thread_ends_a_wait_for_an_answer(run: Run) -> None:
+    """The loop closes the environments then, also those whose turn never came: `stop` left them to it."""
+    run.environments = [StubEnvironment(task_id=0), StubEnvironment(task_id=1)]
     run.silent = True
     client = run.client(clock="realtime")
     client.start()
@@ -140,4 +143,4 @@ def test_stop_from_another_thread_ends_a_wait_for_an_answer(run: Run) -> None:
     with pytest.raises(TransportClosed):
         client.control_loop()
     stopper.join(END_S)
-    assert run.environments[0].closed
+    assert all(environment.closed for environment in run.environments)
