@@ -8,14 +8,16 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+from stub_environment import StubEnvironment
 
 from async_delta_inference import stages
-from async_delta_inference.client import SimClient, SimClientConfig
+from async_delta_inference.client import RunObserver, SimClient, SimClientConfig
 from async_delta_inference.client.run.embedded_server import EmbeddedServer
-from async_delta_inference.errors import PeerUnreachableError
+from async_delta_inference.errors import PeerGoneError, PeerUnreachableError
 from async_delta_inference.stage_trace import read_marks
 from async_delta_inference.transport.testing import eventually
 
@@ -62,6 +64,51 @@ def test_evaluation_starts_and_ends_its_own_server(pusht_checkpoint: Path, tmp_p
     marked = {stage for stage, timestep, _ in read_marks(tmp_path / "trace.json") if timestep == 20}
     assert marked == {stages.BEGIN, *stages.STAGES} - {stages.WAIT}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "trace.json"]
+
+
+SERVES_A_FUNCTION = """
+import async_delta_inference.server_adapter.cli as cli
+from async_delta_inference.transport import FunctionPolicy
+
+cli._make_policy = lambda: FunctionPolicy(lambda observation: [[0.0, 0.0]] * 10)
+"""
+
+
+class KillAtStep(RunObserver):
+    """Kills the embedded server once, at one step of the run."""
+
+    def __init__(self, step: int) -> None:
+        self._steps_left = step
+
+    def stepped(self, environment: Any, outcome: Any) -> None:
+        self._steps_left -= 1
+        if self._steps_left == 0:
+            (server,) = children()
+            server.kill()
+
+
+@pytest.mark.timeout(START_S)
+def test_run_does_not_wait_for_a_child_that_died(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it would, for ever here, for somebody else's server: nobody starts this one again."""
+    # Python runs it in every process: this child loads no policy of LeRobot's, and is what it always is otherwise.
+    (tmp_path / "sitecustomize.py").write_text(SERVES_A_FUNCTION)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    config = SimClientConfig(
+        env=None,
+        policy_type="act",
+        pretrained_name_or_path="some/checkpoint",
+        actions_per_chunk=10,
+        n_episodes=1,
+        reconnect_timeout_s=1e6,
+        output_dir=tmp_path / "out",
+        progress=False,
+    )
+    environment = StubEnvironment(max_episode_steps=10**6)
+    client = SimClient(config, environments=[environment], observers=[KillAtStep(25)])
+    with pytest.raises(PeerGoneError):
+        client.run()
+    assert environment.closed
+    assert children() == []
 
 
 # By the command, whatever happens to it.
