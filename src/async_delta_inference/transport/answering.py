@@ -48,10 +48,20 @@ class Answering:
             logger.debug("inference failed", exc_info=True)
             answers = [_as_policy_error(exc)] * len(taken)
         for i in range(len(taken)):
+            seat, answer = taken[i], answers[i]
             try:
-                self._reply(taken[i], answers[i])
+                # Look for what is as it should be, and ask what is wrong only then: this runs once per message.
+                if (
+                    type(answer) is np.ndarray
+                    and answer.shape == seat.whole_chunk
+                    and answer.dtype is _FLOAT32
+                    and is_finite(data := answer.tobytes())
+                ):
+                    seat.served.answer(seat.observation, data)
+                else:
+                    self._reply(seat, answer)
             except Exception as exc:  # noqa: BLE001 - whatever a session raises ends that session alone
-                self._on_failure(taken[i], exc)
+                self._on_failure(seat, exc)
 
     def _is_in_episode(self, seat: Seat) -> bool:
         """Whether the policy is reset for the episode of the seat's observation; else the client was told."""
@@ -71,18 +81,15 @@ class Answering:
         return True
 
     def _reply(self, seat: Seat, answer: Answer) -> None:
+        """Pass on whatever an answer may be: a shorter chunk, an error, nothing, or what no policy should give."""
         session, observation = seat.served, seat.observation
-        # Look for what is as it should be, and ask what is wrong only then: this runs once per message.
-        if not (type(answer) is np.ndarray and answer.shape == seat.whole_chunk and answer.dtype is _FLOAT32):
-            if answer is None:
-                session.pass_over(observation)
-                return
-            fault = str(answer) if isinstance(answer, PolicyError) else _fault_of(answer, session.spec)
-            if fault or isinstance(answer, PolicyError):
-                session.fail(observation, fault)
-                return
-        data = answer.tobytes()
-        if is_finite(data):
+        if answer is None:
+            session.pass_over(observation)
+        elif isinstance(answer, PolicyError):
+            session.fail(observation, str(answer))
+        elif fault := _fault_of(answer, session.spec):
+            session.fail(observation, fault)
+        elif is_finite(data := answer.tobytes()):
             session.answer(observation, data)
         else:
             timestep = observation.timestep

@@ -70,8 +70,7 @@ class Transport(ABC):
         # What every message is compared with.
         self._state_shape: tuple[int, ...] = ()
         self._image_shapes: tuple[tuple[str, tuple[int, int, int]], ...] = ()
-        self._action_dim = 0
-        self._longest_chunk = 0
+        self._whole_chunk = (0, 0)
         self._known_task = ""
         self._last_sent_timestep = -1
         self._deadline = AnswerDeadline(self.options.inference_timeout_s)
@@ -93,8 +92,7 @@ class Transport(ABC):
         self._spec = spec
         self._state_shape = spec.features.state_shape
         self._image_shapes = spec.features.image_shapes
-        self._action_dim = spec.action_dim
-        self._longest_chunk = spec.actions_per_chunk
+        self._whole_chunk = (spec.actions_per_chunk, spec.action_dim)
         try:
             self._description = self._connect(spec)
         except BaseException:
@@ -175,16 +173,13 @@ class Transport(ABC):
                 if chunk is None:
                     return None
             actions, timestep = chunk.actions, chunk.timestep
-            shape = actions.shape
             if (
-                len(shape) != 2
-                or shape[1] != self._action_dim
+                actions.shape != self._whole_chunk
                 or actions.dtype is not _FLOAT32
-                or not 1 <= shape[0] <= self._longest_chunk
                 or not 0 <= timestep <= self._last_sent_timestep
                 or not is_finite(chunk.memory or actions.tobytes())
             ):
-                chunk.check(self._action_dim, self._longest_chunk, self._last_sent_timestep)
+                chunk.check(*self._whole_chunk, self._last_sent_timestep)
         except (PeerGoneError, ProtocolError) as exc:
             self._remember_failure(exc)
             raise

@@ -11,7 +11,7 @@ import threading
 
 from async_delta_inference.errors import ProtocolError, SetupRefusedError
 from async_delta_inference.transport.answering import Answering
-from async_delta_inference.transport.inbox import LONGEST_WAIT_S, Bell, Inbox, Seat, ServedSession, ThreadBell
+from async_delta_inference.transport.inbox import Bell, Inbox, Seat, ServedSession, ThreadBell
 from async_delta_inference.transport.lobby import Lobby
 from async_delta_inference.transport.messages import SessionSpec
 from async_delta_inference.transport.policy import Policy, PolicyNeeds, PolicySession
@@ -59,6 +59,7 @@ class SessionHost:
         self._stopping = True
         for session in self._lobby.shut():
             self._tell_end(session, "the server was stopped")
+            self._inbox.interrupt(session)
         self.ring()
         if self._thread.ident is None:
             self._close_all()
@@ -136,6 +137,7 @@ class SessionHost:
     def leave(self, session: ServedSession) -> None:
         """The client is gone: free its seat at once, and the session when the loop does not use it. Idempotent."""
         self._lobby.depart(session)
+        self._inbox.interrupt(session)
         self.ring()
 
     def waiting_timesteps(self) -> list[int]:
@@ -147,9 +149,10 @@ class SessionHost:
 
     def _run(self) -> None:
         inbox, lobby = self._inbox, self._lobby
-        wait = inbox.bell.wait
-        while not self._stopping:
-            wait(LONGEST_WAIT_S)
+        while True:
+            inbox.wait()
+            if self._stopping:
+                break
             if lobby.has_traffic:
                 self._usher()
             # One seat: whatever came meanwhile has rung, too. Several: a ring may have been for any of them.

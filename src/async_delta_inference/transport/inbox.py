@@ -11,7 +11,7 @@ import queue
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 
@@ -120,6 +120,21 @@ class ServedSession(ABC):
     def close(self) -> None:
         """Free what the session holds. Called once, after everything else."""
 
+    can_be_alone: ClassVar[bool] = False
+    """Whether the loop can wait for this session without the bell, as long as there is no other."""
+
+    def be_alone(self, alone: bool) -> None:
+        """Whether the loop waits for this session alone, with `wait`, from now on; else it waits at the bell."""
+        raise NotImplementedError(f"{type(self).__name__} cannot be waited for alone")
+
+    def wait(self, timeout_s: float) -> None:
+        """Return when something came from this session, it was interrupted, or after ``timeout_s``."""
+        raise NotImplementedError(f"{type(self).__name__} cannot be waited for alone")
+
+    def interrupt(self) -> None:
+        """Have `wait` return, from any thread, once the session is over."""
+        raise NotImplementedError(f"{type(self).__name__} cannot be waited for alone")
+
     def has_left(self) -> bool:
         """Whether the client is known to be gone, though nobody has said so yet; from any thread, does not wait."""
         return False
@@ -161,6 +176,7 @@ class Inbox:
         self._max_batch = max_batch
         self._linger_s = linger_s
         self._seats: list[Seat] = []
+        self._alone: Seat | None = None
         self.failed: list[tuple[Seat, Exception]] = []
         """Seats whose sessions are to be ended, and why; whoever ends them takes them out."""
 
@@ -174,10 +190,40 @@ class Inbox:
     def add(self, seat: Seat) -> None:
         """Give it the last turn."""
         self._seats.append(seat)
+        self._choose_how_to_wait()
 
     def remove(self, seat: Seat) -> None:
         """It has no turn any more."""
         self._seats.remove(seat)
+        self._choose_how_to_wait()
+
+    def wait(self) -> None:
+        """Until an observation may have come, somebody rang, or a moment has passed."""
+        seat = self._alone
+        if seat is None:
+            self.bell.wait(LONGEST_WAIT_S)
+            return
+        try:
+            seat.served.wait(LONGEST_WAIT_S)
+        except Exception as exc:  # noqa: BLE001 - whatever a session raises ends that session alone
+            self.failed.append((seat, exc))
+
+    def interrupt(self, session: ServedSession) -> None:
+        """Have `wait` return if it waits for this session alone, which is over; from any thread."""
+        seat = self._alone
+        if seat is not None and seat.served is session:
+            session.interrupt()
+
+    def _choose_how_to_wait(self) -> None:
+        """For one session by itself where it can be; for several, whose clients are asked to ring, at the bell."""
+        seats = self._seats
+        self._alone = seats[0] if len(seats) == 1 and seats[0].served.can_be_alone else None
+        for seat in seats:
+            if seat.served.can_be_alone:
+                try:
+                    seat.served.be_alone(seat is self._alone)
+                except Exception as exc:  # noqa: BLE001 - as above
+                    self.failed.append((seat, exc))
 
     def take(self) -> Sequence[Seat]:
         """Up to ``max_batch`` seats that hold an observation now, each of another session.

@@ -232,12 +232,12 @@ class ActionChunk:
     def __len__(self) -> int:
         return len(self.actions)
 
-    def check(self, action_dim: int, longest_chunk: int, newest_timestep: int) -> None:
+    def check(self, longest_chunk: int, action_dim: int, newest_timestep: int) -> None:
         """Refuse what the peer should not have sent.
 
         Args:
-            action_dim: Length of an action, as agreed.
             longest_chunk: Most rows, as agreed.
+            action_dim: Length of an action, as agreed.
             newest_timestep: The newest that was sent.
 
         Raises:

@@ -91,7 +91,7 @@ class ShmTransport(Transport):
         self._writer = segment.observation_writer()
         self._reader = segment.action_reader()
         self._actions_ready = segment.actions_ready
-        self._ring = segment.ring
+        self._ring, self._advice = segment.ring, segment.advice
         self._action_bytes = segment.action_bytes
         self._action_slots = len(segment.action_bytes)
         self._row_bytes = 4 * segment.layout.chunk_shape[1]
@@ -124,6 +124,7 @@ class ShmTransport(Transport):
                 self._action_bytes,
                 self._actions_ready,
                 self._ring,
+                self._advice,
             )
         if lost and self._path is not None:
             tidy_after(self._path)
@@ -169,7 +170,8 @@ class ShmTransport(Transport):
                 self._task_bytes,
                 MUST_GO_FLAG if observation.must_go else 0,
             )
-            self._ring()
+            if self._advice[0]:
+                self._ring()
         except TransportError:
             raise
         except (OSError, SemaphoreError) as exc:
@@ -288,8 +290,9 @@ class ShmTransport(Transport):
         self._writer.answered = sequence
         slot = sequence % self._action_slots
         if kind == CHUNK_KIND:
+            shape = self._whole_chunk if rows == self._whole_chunk[0] else (rows, self._whole_chunk[1])
             memory = bytearray(self._action_bytes[slot][: rows * self._row_bytes])
-            actions: NDArray[np.float32] = np.ndarray((rows, self._action_dim), _FLOAT32, memory)
+            actions: NDArray[np.float32] = np.ndarray(shape, _FLOAT32, memory)
             return ActionChunk(actions, timestep, timestamp_s, published_ns, memory)
         if timestep > self._last_sent_timestep:
             raise ProtocolError(

@@ -5,10 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from time import monotonic_ns
-from typing import Any
+from typing import Any, ClassVar
 
+import posix_ipc
 from posix_ipc import BusyError, SignalError
 
 from async_delta_inference import stages
@@ -28,6 +30,8 @@ from async_delta_inference.transport.shm.shared.layout import (
 from async_delta_inference.transport.shm.shared.segment import Segment
 
 __all__ = ["ShmSession"]
+
+_ROOM_SLICE_S = 0.1
 
 REPLY_TIMEOUT_S = 5.0
 """How long a client may read none of its actions, while there is no room for another, before its session ends."""
@@ -49,6 +53,8 @@ class ShmSession(ServedSession):
         self._segment: Segment | None = None
         self._closing = threading.Lock()
         self._slot_held = False
+        self._holds_token = False
+        """Whether an unread observation is this side's already, though nobody has taken it."""
         self._task, self._task_number = "", 0
         # While there is no room for a reply: what was unread when that was last seen to change, and until when.
         self._unread = -1
@@ -59,7 +65,7 @@ class ShmSession(ServedSession):
         self._segment = segment
         self._ready = segment.observations_ready
         self._actions_ready, self._actions_free = segment.actions_ready, segment.actions_free
-        self._tasks = segment.tasks
+        self._tasks, self._advice = segment.tasks, segment.advice
         self._action_bytes = segment.action_bytes
         self._reader = segment.observation_reader()
         self._give_back = self._reader.give_back
@@ -70,15 +76,18 @@ class ShmSession(ServedSession):
     # Observations.
 
     def waiting(self) -> bool:  # noqa: D102
-        return bool(self._ready.value) and self._has_room()
+        return bool(self._holds_token or self._ready.value) and self._has_room()
 
     def take(self) -> Observation | None:  # noqa: D102
-        if not self._ready.value or not (self._writer.room or self._has_room()):
+        if not (self._holds_token or self._ready.value) or not (self._writer.room or self._has_room()):
             return None
-        try:
-            self._ready.acquire(0)
-        except (BusyError, SignalError):
-            return None
+        if self._holds_token:
+            self._holds_token = False
+        else:
+            try:
+                self._ready.acquire(0)
+            except (BusyError, SignalError):
+                return None
         _, timestep, episode, timestamp_s, slot, task, task_bytes, flags = self._reader.take()
         if stages.recorder is not None:
             stages.recorder.mark(stages.TRANSFER, timestep)
@@ -97,6 +106,32 @@ class ShmSession(ServedSession):
         if self._slot_held:
             self._slot_held = False
             self._give_back()
+
+    # Waiting for this session alone: that costs an exchange a semaphore's two operations less than the bell does.
+
+    can_be_alone: ClassVar[bool] = True
+
+    def be_alone(self, alone: bool) -> None:  # noqa: D102
+        self._advice[0] = 0 if alone else 1
+
+    def wait(self, timeout_s: float) -> None:  # noqa: D102
+        try:
+            if not self._holds_token:
+                self._ready.acquire(timeout_s)
+                self._holds_token = True
+            elif not self._writer.room:
+                self._actions_free.acquire(min(timeout_s, _ROOM_SLICE_S))
+                self._writer.add_room()
+                self._unread = -1
+        except (BusyError, SignalError):
+            return
+
+    def interrupt(self) -> None:  # noqa: D102
+        with self._closing:
+            if self._segment is not None and self._segment.is_open:
+                # Not for a session that goes on: a token means that there is an observation.
+                with suppress(OSError, posix_ipc.Error):
+                    self._ready.release()
 
     def _read_task(self, slot: int, number: int, size: int) -> None:
         encoded = self._tasks[slot][:size].tobytes()

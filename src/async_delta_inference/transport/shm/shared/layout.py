@@ -3,6 +3,7 @@
 ::
 
     0                     segment header: magic, version, sizes
+    120                   advice: 1 while the server asks the client to ring its bell, else 0
     128                   observation records, one cache line each: timestep, episode, ..., and the slot's number
     ...                   action records, one cache line each
     page boundary         observation slots, each on a page boundary: state, images, task
@@ -21,6 +22,7 @@ from async_delta_inference.transport.messages import MAX_TASK_BYTES, Observation
 
 __all__ = [
     "ACTION_RECORD",
+    "ADVICE_OFFSET",
     "ERROR_KIND",
     "CHUNK_KIND",
     "FILTERED_KIND",
@@ -38,6 +40,10 @@ LAYOUT_VERSION = 1
 SEGMENT_HEADER = struct.Struct("@8sIIQIIQQQQ")
 """magic, version, header size, segment size, observation slots, action slots, size of an observation slot, size of an
 action slot, offset of the observation slots, offset of the action slots."""
+
+ADVICE_OFFSET = 120
+"""One byte, the server's: 1 asks the client to ring the bell after it published; 0 says that the server waits for this
+session alone. It is advice and no more: it hands nothing over, and a ring missed because of it costs a moment."""
 
 OBSERVATION_RECORD = struct.Struct("@QQQdIIII")
 """sequence (from 1), timestep, episode, timestamp_s, slot, number of the task, bytes of the task, flags."""

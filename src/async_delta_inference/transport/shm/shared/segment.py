@@ -18,6 +18,7 @@ from async_delta_inference.errors import ConfigError, ProtocolError
 from async_delta_inference.transport.messages import MAX_TASK_BYTES, Observation
 from async_delta_inference.transport.shm.shared.layout import (
     ACTION_RECORD,
+    ADVICE_OFFSET,
     MAX_ERROR_BYTES,
     OBSERVATION_RECORD,
     RECORD_STRIDE,
@@ -124,6 +125,8 @@ class Segment:
             """Wakes the server; only a client's segment has it."""
         self._buffer = buffer
         self._memory = memoryview(buffer)
+        self.advice = self._memory[ADVICE_OFFSET : ADVICE_OFFSET + 1]
+        """One byte, see `layout.ADVICE_OFFSET`; the server writes it."""
         self.observations = [self._observation(slot) for slot in range(layout.observation_slots)]
         self.tasks = [self._task(slot) for slot in range(layout.observation_slots)]
         self.action_bytes = [self._action_bytes(slot) for slot in range(layout.action_slots)]
@@ -149,6 +152,7 @@ class Segment:
             names.unlink()
             raise
         buffer[:_PAGE_BYTES] = layout.header().ljust(_PAGE_BYTES, b"\0")
+        buffer[ADVICE_OFFSET] = 1
         _touch(buffer)
         return cls(layout, buffer, semaphores)
 
@@ -200,8 +204,12 @@ class Segment:
         load = partial(ACTION_RECORD.unpack_from, self._buffer)
         rows, _ = self.layout.chunk_shape
         return ActionReader(
-            self.actions_free, load, list(self._action_positions()), rows, MAX_ERROR_BYTES, on_room=self.ring
+            self.actions_free, load, list(self._action_positions()), rows, MAX_ERROR_BYTES, on_room=self._ring_if_asked
         )
+
+    def _ring_if_asked(self) -> None:
+        if self.advice[0]:
+            self.ring()
 
     @property
     def is_open(self) -> bool:
@@ -215,7 +223,7 @@ class Segment:
             semaphore.close()
         if semaphores:
             self.observations, self.tasks, self.action_bytes = [], [], []
-            del self._memory, self._buffer
+            del self._memory, self._buffer, self.advice
 
     def _observation_positions(self) -> Iterator[int]:
         start = self.layout.observation_records_offset
