@@ -104,6 +104,32 @@ def test_threshold_is_the_fraction_of_a_chunk_that_is_left(queued: int, threshol
     assert actions.wants_observation(threshold) is wanted
 
 
+def test_length_of_a_chunk_is_that_of_the_longest_so_far() -> None:
+    """A short one in between does not make the queue look full."""
+    actions = queue()
+    actions.merge(chunk(0, 10))
+    actions.merge(chunk(0, 2))
+    assert actions.chunk_size == 10
+    for _ in range(8):
+        actions.pop()
+    assert not actions.wants_observation(0.1)
+
+
+@pytest.mark.parametrize(("length", "wanted"), [(-3, True), (0, True), (5, True), (6, False)])
+def test_length_may_be_that_of_another_time(length: int, wanted: bool) -> None:
+    actions = queue()
+    actions.merge(chunk(0, 10))
+    assert actions.wants_observation(0.5, length) is wanted
+
+
+def test_actions_stay_float32_whatever_combines_them() -> None:
+    register_aggregate_function("test_float64", lambda old, new: old.astype(np.float64) + new)
+    actions = queue("test_float64")
+    actions.merge(chunk(0, 2))
+    actions.merge(chunk(0, 3))
+    assert all(actions.pop().dtype == np.float32 for _ in range(3))
+
+
 def test_empty_queue_always_wants_an_observation() -> None:
     assert queue().wants_observation(0.0)
 

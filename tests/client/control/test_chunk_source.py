@@ -14,6 +14,7 @@ import pytest
 from async_delta_inference.client.control.chunk_source import ChunkSource
 from async_delta_inference.errors import PolicyError
 from async_delta_inference.transport import ActionChunk, Transport
+from async_delta_inference.transport.testing import eventually
 
 
 class Fountain:
@@ -47,6 +48,59 @@ def test_chunks_keep_their_order_between_two_threads(eager_threads: None) -> Non
         source.stop()
         receiver.join()
     assert seen == list(range(len(seen)))
+
+
+def test_chunk_that_comes_between_a_look_and_the_role_is_not_overtaken() -> None:
+    """What two threads do once in a million times, done here: the other one receives right before the role is free."""
+    source = ChunkSource(cast(Transport, Fountain()))
+
+    class JustGivenUp:
+        def acquire(self, *, blocking: bool) -> bool:
+            source._role = role
+            assert not blocking
+            receiver = threading.Thread(target=source.receive_until_stopped)
+            receiver.start()
+            eventually(lambda: bool(source._received))
+            source.stop()
+            receiver.join()
+            return role.acquire(blocking=False)
+
+    role, source._role = source._role, cast(threading.Lock, JustGivenUp())
+    chunk = source.next_chunk(0.0)
+    assert chunk is not None
+    assert chunk.timestep == 0
+
+
+def test_chunk_that_another_thread_receives_ends_a_wait() -> None:
+    """However long that may take. Chunks come one by one, each when the one before it was taken."""
+    permits = threading.Semaphore(0)
+
+    class Dripping(Fountain):
+        def receive_actions(self, timeout_s: float) -> ActionChunk | None:
+            return super().receive_actions(timeout_s) if permits.acquire(timeout=timeout_s) else None
+
+    source = ChunkSource(cast(Transport, Dripping()))
+    receiver = threading.Thread(target=source.receive_until_stopped)
+    receiver.start()
+    eventually(source._role.locked)
+    taken: list[int] = []
+
+    def take() -> None:
+        while len(taken) < 50:
+            if (chunk := source.next_chunk(1e6)) is not None:
+                taken.append(chunk.timestep)
+
+    taker = threading.Thread(target=take, daemon=True)
+    taker.start()
+    try:
+        for count in range(50):
+            permits.release()
+            eventually(lambda count=count: len(taken) > count)
+    finally:
+        source.stop()
+        receiver.join()
+    taker.join()
+    assert taken == list(range(50))
 
 
 def test_error_comes_after_the_chunks_before_it() -> None:
