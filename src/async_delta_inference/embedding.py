@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import select
+import signal
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -42,12 +46,41 @@ class Parent:
             raise ConfigError(f"{EXIT_WITH_STDIN} must be 0 or 1, got {ends_us!r}")
         return cls(_open_descriptor(fd) if fd else None, ends_us == "1")
 
+    def ends_us_at_once(self) -> None:
+        """From now on the end of standard input is the end of this process, whatever it is doing.
+
+        For as long as it has nothing to tidy up and may be deaf: loading a large library, no thread of Python's runs.
+        """
+        if self.ends_us:
+            _signal_at_end_of_stdin(signal.SIGKILL)
+
+    def ends_us_in_order(self) -> None:
+        """From now on it is for this process to notice and to tidy up; where it was stopped, it is woken for that."""
+        if self.ends_us:
+            _signal_at_end_of_stdin(signal.SIGCONT)
+
     def announce(self, uris: Sequence[str]) -> None:
         """Write the URIs, and close the descriptor."""
         if self.announce_fd is None:
             return
         with os.fdopen(self.announce_fd, "w") as announcement:
             announcement.write("\n".join(uris) + "\n")
+
+
+def _signal_at_end_of_stdin(number: signal.Signals) -> None:
+    """Have the kernel send this process a signal when nobody holds the other end of the pipe any more.
+
+    A no-op where the kernel cannot: on Linux it can.
+    """
+    if sys.platform != "linux":
+        return
+    stdin = sys.stdin.fileno()
+    fcntl.fcntl(stdin, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(stdin, fcntl.F_SETSIG, number)
+    fcntl.fcntl(stdin, fcntl.F_SETFL, fcntl.fcntl(stdin, fcntl.F_GETFL) | os.O_ASYNC)
+    # It may have ended before: then nothing is sent any more.
+    if select.select([stdin], [], [], 0.0)[0]:
+        os.kill(os.getpid(), number)
 
 
 def _open_descriptor(text: str) -> int:

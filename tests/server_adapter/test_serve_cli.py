@@ -6,6 +6,7 @@ import importlib
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -110,13 +111,21 @@ def test_transport_of_an_installed_distribution_is_served(
 ) -> None:
     read_fd, write_fd = os.pipe()
     stdin, held = os.pipe()
-    os.close(held)
     monkeypatch.setenv("ASYNC_DELTA_ANNOUNCE_FD", str(write_fd))
     monkeypatch.setenv("ASYNC_DELTA_EXIT_WITH_STDIN", "1")
-    with os.fdopen(stdin) as ended, os.fdopen(read_fd) as announcement:
-        monkeypatch.setattr(sys, "stdin", ended)
+    announced = []
+
+    def end_once_announced() -> None:
+        announced.append(announcement.read())
+        os.close(held)
+
+    with os.fdopen(stdin) as ends, os.fdopen(read_fd) as announcement:
+        monkeypatch.setattr(sys, "stdin", ends)
+        parent = threading.Thread(target=end_once_announced)
+        parent.start()
         assert main(["--transport=pigeon,pigeon", "--server_address=loft,pigeon://barn"]) == 0
-        assert announcement.read() == "pigeon://loft\npigeon://barn\n"
+        parent.join()
+    assert announced == ["pigeon://loft\npigeon://barn\n"]
     assert capsys.readouterr().out == "serving pigeon://loft\nserving pigeon://barn\n"
     assert pigeon.PigeonListener.log[:2] == ["start loft", "start barn"]
     assert {"stop loft", "stop barn"} <= set(pigeon.PigeonListener.log)

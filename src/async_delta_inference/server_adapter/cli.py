@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from async_delta_inference import stages
@@ -22,6 +23,7 @@ from async_delta_inference.transport.server import make_server
 __all__ = ["ServeConfig", "main"]
 
 _LONGEST_LINGER_S = 60.0
+_ORPHAN_STOP_TIMEOUT_S = 1.0
 
 
 @dataclass(kw_only=True)
@@ -88,11 +90,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0, or 2 for a user's mistake, 1 for another error, 130 when interrupted.
     """
-    return run_command(lambda: _serve(parse_arguments(ServeConfig, arguments, "async-delta-serve")))
+    return run_command(lambda: _main(arguments))
 
 
-def _serve(config: ServeConfig) -> int:
+def _main(arguments: Sequence[str] | None) -> int:
     parent = Parent.from_environment()
+    parent.ends_us_at_once()  # Before anything is loaded that takes seconds.
+    return _serve(parse_arguments(ServeConfig, arguments, "async-delta-serve"), parent)
+
+
+def _serve(config: ServeConfig, parent: Parent) -> int:
     uris = config.uris(embedded=parent.ends_us)
     with ExitStack() as stack:
         if config.trace is not None:
@@ -106,7 +113,10 @@ def _serve(config: ServeConfig) -> int:
             max_batch=config.max_batch,
             linger_s=config.linger_s,
         )
-        stack.callback(server.stop)  # First: a signal may come as soon as it has started.
+        # An inference for a client that is gone is nobody's.
+        stop = partial(server.stop, _ORPHAN_STOP_TIMEOUT_S) if parent.ends_us else server.stop
+        stack.callback(stop)  # First: a signal may come as soon as it has started.
+        parent.ends_us_in_order()
         server.start()
         for uri in server.uris:
             print(f"serving {uri}", flush=True)

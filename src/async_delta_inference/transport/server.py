@@ -48,6 +48,10 @@ class Listener(ABC):
     def unused_address(cls) -> str:
         """An address for a server of one's own, which nobody else uses or can guess."""
 
+    @classmethod  # noqa: B027 - most leave nothing
+    def remove_what_is_left(cls, address: str) -> None:
+        """Tidy up for a server at this address that was killed; nothing of a live one's is touched."""
+
     @property
     @abstractmethod
     def uri(self) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from stub_environment import StubEnvironment
 
+from async_delta_inference.client.record.output_folder import OutputFolder
 from async_delta_inference.client.record.results import ChunkRecord, EpisodeResult
 from async_delta_inference.client.record.trajectories import TrajectoryWriter
 
@@ -31,7 +32,7 @@ def episode(
 
 
 def written(folder: Path, *episodes: EpisodeResult) -> list[Path]:
-    writer = TrajectoryWriter(folder / "trajectories")
+    writer = TrajectoryWriter(OutputFolder(folder))
     for result in episodes:
         writer.episode_ended(StubEnvironment(), result)
     return sorted((folder / "trajectories").iterdir())

@@ -14,6 +14,7 @@ from typing import Self
 
 from async_delta_inference.embedding import ANNOUNCE_FD, EXIT_WITH_STDIN
 from async_delta_inference.errors import PeerUnreachableError
+from async_delta_inference.transport.registry import backend, split_uri
 
 __all__ = ["EmbeddedServer"]
 
@@ -25,7 +26,7 @@ class EmbeddedServer:
 
     Started by the constructor, so that it loads while the caller builds its simulator; `wait_until_ready` waits for it.
     The child's standard input is a pipe that nobody writes to: its end of file, which the kernel sends even when this
-    process is killed, ends the child.
+    process is killed, ends the child: at once while it loads, in order once it serves.
 
     Args:
         transport: Scheme to serve on; the child takes an address that nobody else has.
@@ -96,15 +97,16 @@ class EmbeddedServer:
         if self._process.stdin is not None and not self._process.stdin.closed:
             self._process.stdin.close()
             os.close(self._announcement)
-        # The end of its standard input is enough, unless it hangs.
+        # The end of its standard input is enough, unless it hangs; it wakes a child that was stopped, too.
         for sign in (None, signal.SIGTERM, signal.SIGKILL):
             if sign is not None:
                 self._process.send_signal(sign)
             try:
                 self._process.wait(_EXIT_TIMEOUT_S)
-                return
+                break
             except subprocess.TimeoutExpired:
                 continue
+        self._remove_what_is_left()
 
     def __enter__(self) -> Self:
         return self
@@ -114,6 +116,16 @@ class EmbeddedServer:
     ) -> None:
         self.stop()
 
+    def _remove_what_is_left(self) -> None:
+        """A child that was killed while it served, by us or by anybody, could not tidy up."""
+        if self._uri is not None:
+            scheme, address = split_uri(self._uri)
+            backend(scheme).listener.remove_what_is_left(address)
+
     def _quote_log(self) -> str:
-        lines = [line for line in self.log_path.read_text(errors="replace").splitlines() if line.strip()]
+        try:
+            text = self.log_path.read_text(errors="replace")
+        except OSError as exc:
+            return f", and its log {self.log_path} cannot be read: {exc.strerror}"
+        lines = [line for line in text.splitlines() if line.strip()]
         return f": {lines[-1].strip()} (see {self.log_path})" if lines else f" (see {self.log_path})"

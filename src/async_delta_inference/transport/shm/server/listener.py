@@ -92,6 +92,11 @@ class ShmListener(Listener):
         """See `Listener`."""
         return f"embedded-{token_hex(6)}"
 
+    @classmethod
+    def remove_what_is_left(cls, address: str) -> None:
+        """See `Listener`."""
+        rendezvous.remove_if_stale(rendezvous.socket_path(address))
+
     @property
     def uri(self) -> str:
         """See `Listener`."""
