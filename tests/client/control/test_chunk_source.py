@@ -108,6 +108,7 @@ def test_error_comes_after_the_chunks_before_it() -> None:
         def receive_actions(self, timeout_s: float) -> ActionChunk | None:
             chunk = super().receive_actions(timeout_s)
             assert chunk is not None
+            assert chunk.timestep <= 3, "asked again after an error"
             if chunk.timestep == 3:
                 raise PolicyError("it broke", 3)
             return chunk
