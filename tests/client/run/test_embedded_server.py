@@ -109,6 +109,9 @@ def test_run_does_not_wait_for_a_child_that_died(tmp_path: Path, monkeypatch: py
         client.run()
     assert environment.closed
     assert children() == []
+    # Shared memory ends with its server in any case; gRPC, which would wait, takes half a minute to load here.
+    assert client._transport is not None
+    assert client._transport.options.reconnect_timeout_s == 0.0
 
 
 # By the command, whatever happens to it.
