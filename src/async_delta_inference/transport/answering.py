@@ -32,36 +32,48 @@ class Answering:
         self._infer = policy.infer
         self._on_failure = on_failure
 
-    def __call__(self, taken: Sequence[Seat]) -> None:
-        """Answer the observations that the seats hold, each of another session. Raises nothing."""
-        if len(taken) > 1:
-            taken = [seat for seat in taken if self._is_in_episode(seat)]
-            if not taken:
-                return
-        elif taken[0].observation.episode != taken[0].episode and not self._is_in_episode(taken[0]):
+    def one(self, seats: tuple[Seat]) -> None:
+        """Answer the observation that the only seat holds, on the shortest path. Raises nothing."""
+        (seat,) = seats
+        if seat.observation.episode != seat.episode and not self._is_in_episode(seat):
             return
         try:
-            answers = self._infer(taken)
-            if len(answers) != len(taken):
-                raise PolicyError(f"the policy gave {len(answers)} answers to {len(taken)} requests")
+            answers = self._infer(seats)
+            answer = answers[0] if len(answers) == 1 else _miscounted(answers, seats)
         except (Exception, SystemExit) as exc:
             logger.debug("inference failed", exc_info=True)
-            answers = [_as_policy_error(exc)] * len(taken)
-        for i in range(len(taken)):
-            seat, answer = taken[i], answers[i]
-            try:
-                # Look for what is as it should be, and ask what is wrong only then: this runs once per message.
-                if (
-                    type(answer) is np.ndarray
-                    and answer.shape == seat.whole_chunk
-                    and answer.dtype is _FLOAT32
-                    and is_finite(data := answer.tobytes())
-                ):
-                    seat.served.answer(seat.observation, data)
-                else:
-                    self._reply(seat, answer)
-            except Exception as exc:  # noqa: BLE001 - whatever a session raises ends that session alone
-                self._on_failure(seat, exc)
+            answer = _as_policy_error(exc)
+        self._pass_on(seat, answer)
+
+    def several(self, seats: Sequence[Seat]) -> None:
+        """Answer the observations that the seats hold, each of another session. Raises nothing."""
+        seats = [seat for seat in seats if self._is_in_episode(seat)]
+        if not seats:
+            return
+        try:
+            answers = self._infer(seats)
+            if len(answers) != len(seats):
+                answers = [_miscounted(answers, seats)] * len(seats)
+        except (Exception, SystemExit) as exc:
+            logger.debug("inference failed", exc_info=True)
+            answers = [_as_policy_error(exc)] * len(seats)
+        for seat, answer in zip(seats, answers, strict=True):
+            self._pass_on(seat, answer)
+
+    def _pass_on(self, seat: Seat, answer: Answer) -> None:
+        try:
+            # Look for what is as it should be, and ask what is wrong only then: this runs once per message.
+            if (
+                type(answer) is np.ndarray
+                and answer.shape == seat.whole_chunk
+                and answer.dtype is _FLOAT32
+                and is_finite(data := answer.tobytes())
+            ):
+                seat.served.answer(seat.observation, data)
+            else:
+                self._reply(seat, answer)
+        except Exception as exc:  # noqa: BLE001 - whatever a session raises ends that session alone
+            self._on_failure(seat, exc)
 
     def _is_in_episode(self, seat: Seat) -> bool:
         """Whether the policy is reset for the episode of the seat's observation; else the client was told."""
@@ -72,10 +84,7 @@ class Answering:
             seat.session.reset(EpisodeStart(observation.episode, observation.task))
         except (Exception, SystemExit) as exc:
             logger.debug("the policy cannot be reset", exc_info=True)
-            try:
-                self._reply(seat, _as_policy_error(exc))
-            except Exception as failure:  # noqa: BLE001 - as above
-                self._on_failure(seat, failure)
+            self._pass_on(seat, _as_policy_error(exc))
             return False
         seat.episode = observation.episode
         return True
@@ -94,6 +103,10 @@ class Answering:
         else:
             timestep = observation.timestep
             session.fail(observation, f"the policy gave actions that are not finite for timestep {timestep}")
+
+
+def _miscounted(answers: Sequence[Answer], seats: Sequence[Seat]) -> PolicyError:
+    return PolicyError(f"the policy gave {len(answers)} answers to {len(seats)} requests")
 
 
 def _as_policy_error(exc: BaseException) -> PolicyError:

@@ -11,7 +11,7 @@ import threading
 
 from async_delta_inference.errors import ProtocolError, SetupRefusedError
 from async_delta_inference.transport.answering import Answering
-from async_delta_inference.transport.inbox import Bell, Inbox, Seat, ServedSession, ThreadBell
+from async_delta_inference.transport.inbox import LONGEST_WAIT_S, Bell, Inbox, Seat, ServedSession, ThreadBell
 from async_delta_inference.transport.lobby import Lobby
 from async_delta_inference.transport.messages import SessionSpec
 from async_delta_inference.transport.policy import Policy, PolicyNeeds, PolicySession
@@ -148,24 +148,47 @@ class SessionHost:
     # The inference loop.
 
     def _run(self) -> None:
-        inbox, lobby = self._inbox, self._lobby
-        while True:
-            inbox.wait()
-            if self._stopping:
-                break
-            if lobby.has_traffic:
-                self._usher()
-            # One seat: whatever came meanwhile has rung, too. Several: a ring may have been for any of them.
-            while taken := inbox.take():
-                self._answer(taken)
-                if len(inbox) < 2 or self._stopping:
-                    break
-                if inbox.failed or lobby.has_traffic:
-                    self._end_failed()
-                    self._usher()
-            if inbox.failed:
-                self._end_failed()
+        while not self._stopping:
+            if self._inbox.alone is None:
+                self._serve_several()
+            else:
+                self._serve_alone(self._inbox.alone)
         self._close_all()
+
+    def _serve_alone(self, seat: Seat) -> None:
+        """The one session there is, on the shortest path, until it fails or somebody comes or goes."""
+        lobby, answer, seats = self._lobby, self._answer.one, (seat,)
+        take_within = seat.served.take_within
+        try:
+            while not (lobby.has_traffic or self._stopping):
+                observation = take_within(LONGEST_WAIT_S)
+                if observation is not None and not lobby.has_traffic:
+                    seat.observation = observation
+                    answer(seats)
+                    if self._inbox.failed:
+                        break
+        except Exception as exc:  # noqa: BLE001 - whatever a session raises ends that session alone
+            self._inbox.failed.append((seat, exc))
+        self._let_go_and_admit()
+
+    def _serve_several(self) -> None:
+        """Whoever waits, in turn, then wait for the bell: what was rung for before is found without it."""
+        inbox = self._inbox
+        while taken := inbox.take():
+            self._answer.several(taken)
+            if inbox.failed or self._lobby.has_traffic:
+                self._let_go_and_admit()
+            if self._stopping:
+                return
+        if not inbox.failed:
+            inbox.bell.wait(LONGEST_WAIT_S)
+        self._let_go_and_admit()
+
+    def _let_go_and_admit(self) -> None:
+        if self._inbox.failed:
+            self._end_failed()
+        if self._lobby.has_traffic and not self._stopping:
+            self._usher()
 
     def _end_failed(self) -> None:
         """Sessions that raised something end; the others go on."""

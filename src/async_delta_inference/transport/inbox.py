@@ -124,15 +124,15 @@ class ServedSession(ABC):
     """Whether the loop can wait for this session without the bell, as long as there is no other."""
 
     def be_alone(self, alone: bool) -> None:
-        """Whether the loop waits for this session alone, with `wait`, from now on; else it waits at the bell."""
+        """Whether the loop waits for this session alone, with `take_within`, from now on; else it waits at the bell."""
         raise NotImplementedError(f"{type(self).__name__} cannot be waited for alone")
 
-    def wait(self, timeout_s: float) -> None:
-        """Return when something came from this session, it was interrupted, or after ``timeout_s``."""
+    def take_within(self, timeout_s: float) -> Observation | None:
+        """As `take`, but wait for an observation: until it comes, somebody interrupts, or ``timeout_s`` have passed."""
         raise NotImplementedError(f"{type(self).__name__} cannot be waited for alone")
 
     def interrupt(self) -> None:
-        """Have `wait` return, from any thread, once the session is over."""
+        """Have `take_within` return, from any thread, once the session is over."""
         raise NotImplementedError(f"{type(self).__name__} cannot be waited for alone")
 
     def has_left(self) -> bool:
@@ -176,7 +176,8 @@ class Inbox:
         self._max_batch = max_batch
         self._linger_s = linger_s
         self._seats: list[Seat] = []
-        self._alone: Seat | None = None
+        self.alone: Seat | None = None
+        """The only seat, where its session can be waited for by itself; None where the bell is to be waited at."""
         self.failed: list[tuple[Seat, Exception]] = []
         """Seats whose sessions are to be ended, and why; whoever ends them takes them out."""
 
@@ -197,31 +198,20 @@ class Inbox:
         self._seats.remove(seat)
         self._choose_how_to_wait()
 
-    def wait(self) -> None:
-        """Until an observation may have come, somebody rang, or a moment has passed."""
-        seat = self._alone
-        if seat is None:
-            self.bell.wait(LONGEST_WAIT_S)
-            return
-        try:
-            seat.served.wait(LONGEST_WAIT_S)
-        except Exception as exc:  # noqa: BLE001 - whatever a session raises ends that session alone
-            self.failed.append((seat, exc))
-
     def interrupt(self, session: ServedSession) -> None:
-        """Have `wait` return if it waits for this session alone, which is over; from any thread."""
-        seat = self._alone
+        """Have whoever waits for this session alone stop waiting, since it is over; from any thread."""
+        seat = self.alone
         if seat is not None and seat.served is session:
             session.interrupt()
 
     def _choose_how_to_wait(self) -> None:
         """For one session by itself where it can be; for several, whose clients are asked to ring, at the bell."""
         seats = self._seats
-        self._alone = seats[0] if len(seats) == 1 and seats[0].served.can_be_alone else None
+        self.alone = seats[0] if len(seats) == 1 and seats[0].served.can_be_alone else None
         for seat in seats:
             if seat.served.can_be_alone:
                 try:
-                    seat.served.be_alone(seat is self._alone)
+                    seat.served.be_alone(seat is self.alone)
                 except Exception as exc:  # noqa: BLE001 - as above
                     self.failed.append((seat, exc))
 
@@ -233,8 +223,6 @@ class Inbox:
             call of `add` or `remove`.
         """
         seats = self._seats
-        if len(seats) == 1:
-            return seats if self._has_observation(seats[0]) else ()
         if self._linger_s and self._max_batch > 1:
             self._linger()
         taken = []

@@ -53,6 +53,7 @@ class ShmSession(ServedSession):
         self._segment: Segment | None = None
         self._closing = threading.Lock()
         self._slot_held = False
+        self._interrupted = False
         self._holds_token = False
         """Whether an unread observation is this side's already, though nobody has taken it."""
         self._task, self._task_number = "", 0
@@ -114,22 +115,27 @@ class ShmSession(ServedSession):
     def be_alone(self, alone: bool) -> None:  # noqa: D102
         self._advice[0] = 0 if alone else 1
 
-    def wait(self, timeout_s: float) -> None:  # noqa: D102
+    def take_within(self, timeout_s: float) -> Observation | None:  # noqa: D102
         try:
             if not self._holds_token:
                 self._ready.acquire(timeout_s)
+                if self._interrupted:
+                    return None
                 self._holds_token = True
             elif not self._writer.room:
                 self._actions_free.acquire(min(timeout_s, _ROOM_SLICE_S))
                 self._writer.add_room()
                 self._unread = -1
         except (BusyError, SignalError):
-            return
+            if not self._holds_token:
+                return None
+        return self.take()
 
     def interrupt(self) -> None:  # noqa: D102
         with self._closing:
             if self._segment is not None and self._segment.is_open:
                 # Not for a session that goes on: a token means that there is an observation.
+                self._interrupted = True
                 with suppress(OSError, posix_ipc.Error):
                     self._ready.release()
 
