@@ -64,6 +64,11 @@ def test_results_add_up() -> None:
     }
 
 
+def test_largest_reward_need_not_be_the_last() -> None:
+    result = episode("goal", 0, 0, [0.5, 2.0, -1.0], False)
+    assert (result.sum_reward, result.max_reward) == (1.5, 2.0)
+
+
 def test_results_of_nothing() -> None:
     assert math.isnan(EvaluationResult().success_rate)
     assert len(EvaluationResult().latencies_s()) == 0
