@@ -22,7 +22,7 @@ def small_result() -> EvaluationResult:
         episode("spatial", 0, 0, [0.0, 0.5, 1.0], True, chunks=chunks, stepping_s=1.5, starved_steps=2, reset_s=0.5),
         episode("spatial", 0, 1, [0.0, 0.25], False, stepping_s=1.0, open_delay_steps=4, reset_s=0.1),
         episode("spatial", 3, 0, [1.0], True, stepping_s=0.5, starved_steps=1, reset_s=0.1),
-        episode("goal", 1, 0, [0.0, 0.0], False, stepping_s=1.0, late_chunks=1, reset_s=0.1),
+        episode("goal", 1, 0, [0.0, 0.0], False, stepping_s=1.0, late_chunks=2, reset_s=0.1),
     ]
     return EvaluationResult(
         episodes=episodes, fps=20.0, eval_s=8.0, policy="a policy made up", inference_delay_steps=(3, 1)

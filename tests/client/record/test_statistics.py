@@ -21,7 +21,7 @@ def test_figures() -> None:
         "starved_steps": 3,
         "chunks": 2,
         "asynchronous_chunks": 1,
-        "late_chunks": 1,
+        "late_chunks": 2,
         "latency_p50_s": pytest.approx(0.2),
         "latency_p99_s": pytest.approx(0.298),
         "mean_delay_steps": 1.5,

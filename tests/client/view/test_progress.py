@@ -13,9 +13,9 @@ from async_delta_inference.client.view.progress import ProgressBar
 
 
 def run(console: Console) -> None:
-    """Two episodes of three steps, the second one successful."""
+    """Two episodes of three steps, the second one successful, of a run of two for each of two tasks."""
     bar, environment = ProgressBar(console), StubEnvironment()
-    bar.run_started([environment], 2)
+    bar.run_started([environment, StubEnvironment(task_id=1)], 2)
     for episode in range(2):
         bar.episode_started(environment, episode)
         for _ in range(3):
@@ -28,7 +28,7 @@ def run(console: Console) -> None:
 def test_bar_tells_steps_episodes_and_the_running_success_rate() -> None:
     screen = io.StringIO()
     run(Console(file=screen, force_terminal=True, width=120))
-    for expected in ("stub/0 episode 1", "3/30", "2/2", "success 1/2"):
+    for expected in ("stub/0 episode 1", "3/30", "2/4", "success 1/2"):
         assert expected in screen.getvalue()
 
 
@@ -38,4 +38,4 @@ def test_log_file_gets_a_line_per_episode() -> None:
     lines = [line for line in log.getvalue().splitlines() if "after 3 steps" in line]
     assert len(lines) == 2
     assert lines[0].startswith("stub/0 episode 0: failure")
-    assert lines[1].endswith("success 1/2 (2 of 2)")
+    assert lines[1].endswith("success 1/2 (2 of 4)")
