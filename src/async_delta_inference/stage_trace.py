@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import groupby, pairwise
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from async_delta_inference import stages
 from async_delta_inference.stages import Mark
+from async_delta_inference.whole_files import write_whole
 
 __all__ = ["StageSpan", "read_marks", "spans_of", "write_trace"]
 
@@ -93,10 +93,8 @@ def write_trace(path: Path, marks: Iterable[Mark]) -> None:
         }
         for span in spans_of(marks)
     ]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps({"traceEvents": events, "displayTimeUnit": "ms", _MARKS: marks}))
-    os.replace(partial, path)
+    text = json.dumps({"traceEvents": events, "displayTimeUnit": "ms", _MARKS: marks})
+    write_whole(path, lambda partial: partial.write_text(text))
 
 
 def read_marks(path: Path) -> list[Mark]:

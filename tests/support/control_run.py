@@ -33,11 +33,12 @@ class Run:
 
     def client(self, **flags: Any) -> SimClient:
         """One synchronous episode in the simulated clock, unless the flags say otherwise."""
-        flags = {"n_episodes": 1, "actions_per_chunk": 50, "clock": "simulated"} | flags
+        self._clients += 1
+        folder = self.folder / f"out{self._clients}"
+        flags = {"n_episodes": 1, "actions_per_chunk": 50, "clock": "simulated", "output_dir": folder} | flags
         if flags["clock"] == "simulated" and not any(name.startswith("inference_delay") for name in flags):
             flags["inference_delay"] = "0"
-        self._clients += 1
-        config = SimClientConfig(env=None, output_dir=self.folder / f"out{self._clients}", progress=False, **flags)
+        config = SimClientConfig(env=None, progress=False, **flags)
         self.transport = ScriptedTransport(self.policy, self.polls, config.transport_options())
         self.transport.silent = self.silent
         return SimClient(config, environments=self.environments, transport=self.transport, observers=self.observers)

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from async_delta_inference.client.config import SimClientConfig
+from async_delta_inference.client.record.eval_info import EVAL_INFO_NAME
 from async_delta_inference.client.sim_client import SimClient
-from async_delta_inference.command_line import parse_arguments, run_command
+from async_delta_inference.command_line import EXIT_FAILED, parse_arguments, run_command
 from async_delta_inference.errors import MissingExtraError
 
 __all__ = ["main"]
@@ -18,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Returns:
-        0, or 2 for a user's mistake, 1 for another error, 130 when interrupted.
+        0, or 2 for a user's mistake, 1 for another error or a result that could not be written, 130 when interrupted.
     """
     return run_command(lambda: _evaluate(_parse(arguments)))
 
@@ -52,13 +53,19 @@ def _evaluate(config: SimClientConfig) -> int:
 
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
     client = SimClient(config)
-    console.print(f"output in {client.output_dir}")
     try:
-        client.run()
+        client.start()
+        # As it is, on one line: it may be long, and brackets in it mean nothing.
+        console.print(f"output in {client.output_dir}", markup=False, soft_wrap=True)
+        client.control_loop()
     finally:
-        if client.result.episodes:
-            console.print(result_table(client.result))
-            # As it is, on one line: it may be long, and brackets in it mean nothing.
-            console.print(f"evaluated {client.result.policy}", markup=False, soft_wrap=True)
-            console.print(f"wrote {client.output_dir / 'eval_info.json'}")
-    return 0
+        try:
+            client.stop()
+        finally:
+            if client.result.episodes:
+                console.print(result_table(client.result))
+                console.print(f"evaluated {client.result.policy}", markup=False, soft_wrap=True)
+                written = client.output_dir / EVAL_INFO_NAME
+                if written not in client.unwritten:
+                    console.print(f"wrote {written}", markup=False, soft_wrap=True)
+    return EXIT_FAILED if client.unwritten else 0

@@ -45,7 +45,9 @@ class SimClientConfig:
     seed: int = 1000
     """Episode i of a task is reset with seed + i."""
     output_dir: Path | None = None
-    """Default: outputs/eval/<date>/<time>_<env>_<policy>."""
+    """Default: outputs/eval/<date>/<time>_<env>_<policy>, with a number where that is taken."""
+    overwrite: bool = False
+    """Replace the results of an earlier run in --output_dir, once there are some of this one."""
 
     transport: str | None = None
     """Scheme of the transport, such as grpc or shm, or that of an installed plugin; none: that of --server_address,

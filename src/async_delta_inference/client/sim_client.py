@@ -17,17 +17,19 @@ from async_delta_inference.client.control.clock import Clock
 from async_delta_inference.client.control.device import check_device
 from async_delta_inference.client.control.loop import ControlLoop
 from async_delta_inference.client.environments.base import Environment
+from async_delta_inference.client.environments.guarded import GuardedEnvironment
 from async_delta_inference.client.environments.registry import make_environments
 from async_delta_inference.client.record.delays import read_recorded_delays
 from async_delta_inference.client.record.observers import Observers, RunObserver
-from async_delta_inference.client.record.output_folder import default_output_dir, make_output_dir
-from async_delta_inference.client.record.results import EvaluationResult
+from async_delta_inference.client.record.output_folder import OutputFolder, default_output_dir
+from async_delta_inference.client.record.results import EpisodeResult, EvaluationResult
 from async_delta_inference.client.record.stage_trace_file import StageTraceFile
 from async_delta_inference.client.reporting import configured_observers
 from async_delta_inference.client.run.calibration import measure_inference_delay
 from async_delta_inference.client.run.checkpoint import local_checkpoint
 from async_delta_inference.client.run.clocks import make_clock
 from async_delta_inference.client.run.embedded_server import EmbeddedServer
+from async_delta_inference.client.run.interrupts import interrupts_held
 from async_delta_inference.client.run.session_spec import session_spec
 from async_delta_inference.errors import ConfigError
 from async_delta_inference.transport import Transport, open_transport
@@ -65,13 +67,12 @@ class SimClient:
         observers: Iterable[RunObserver] = (),
     ) -> None:
         self.config = config
-        self.output_dir: Path = config.output_dir or default_output_dir(
-            getattr(config.env, "type", "env"), config.policy_type or "served"
-        )
+        default = default_output_dir(getattr(config.env, "type", "env"), config.policy_type or "served")
+        self._folder = OutputFolder(config.output_dir or default, unique=config.output_dir is None)
         self.result = EvaluationResult()
         """Grows with every episode; complete when `control_loop` returns."""
-        self._environments = None if environments is None else list(environments)
-        self._observer = Observers([*configured_observers(config, self.output_dir), *observers])
+        self._environments = None if environments is None else [GuardedEnvironment(env) for env in environments]
+        self._observer = Observers([*configured_observers(config, self._folder), *observers])
         self._server: EmbeddedServer | None = None
         self._stage_trace: StageTraceFile | None = None
         self._transport = transport
@@ -82,11 +83,22 @@ class SimClient:
         self._stopped = threading.Event()
         # A rendering context belongs to the thread that steps: while the loop runs, it closes the environments itself.
         self._looping = False
+        self._started_s = 0.0
 
     @property
     def running(self) -> bool:
         """False once `stop` was called."""
         return not self._stopped.is_set()
+
+    @property
+    def output_dir(self) -> Path:
+        """The folder of the results; a default one is settled by `start`, since another run may be as early."""
+        return self._folder.path
+
+    @property
+    def unwritten(self) -> dict[Path, str]:
+        """Files that are not there as they should be, and why: a run does not end for them."""
+        return self._folder.unwritten | ({} if self._stage_trace is None else self._stage_trace.unwritten)
 
     @property
     def fps(self) -> float:
@@ -100,7 +112,7 @@ class SimClient:
             True; a failure raises, where RobotClient returns False.
 
         Raises:
-            ConfigError: A flag cannot work, or it was started before.
+            ConfigError: A flag cannot work, the output folder is another run's, or it was started before.
             FeatureMismatchError: Environment and checkpoint do not fit.
             TransportError: The server cannot be reached or refuses the policy.
         """
@@ -127,7 +139,7 @@ class SimClient:
             self._recorded_delays = read_recorded_delays(config.inference_delay_trace)
         checkpoint = self._find_checkpoint()
         check_device(config.client_device)
-        make_output_dir(self.output_dir)
+        self._folder.claim(overwrite=config.overwrite)
         if self._transport is None and config.uri is not None:
             self._transport = open_transport(config.uri, config.transport_options())
         if config.trace is not None:
@@ -138,7 +150,7 @@ class SimClient:
             trace = None if self._stage_trace is None else self._stage_trace.server_path
             self._server = EmbeddedServer(config.transport, self.output_dir / "server.log", trace)
         if self._environments is None:
-            self._environments = make_environments(config.env)
+            self._environments = [GuardedEnvironment(env) for env in make_environments(config.env)]
         spec = session_spec(config, self._started_environments(), checkpoint)
         if self._server is not None:
             # A child that died does not come back.
@@ -180,10 +192,10 @@ class SimClient:
         environments = self._started_environments()
         queue = ActionQueue(environments[0].action_dim, aggregate_function(self.config.aggregate_fn_name))
         self.result = EvaluationResult(fps=self.fps, policy=self._policy_in_words())
-        started_s = time.perf_counter()
+        self._started_s = time.perf_counter()
         self._looping = True
-        self._observer.run_started(environments, self.config.n_episodes)
         try:
+            self._observer.run_started(environments, self.config.n_episodes)
             clock = self._make_clock(self._transport, self._source, queue)
             self.result.inference_delay_steps = clock.delays
             loop = ControlLoop(
@@ -198,10 +210,8 @@ class SimClient:
             for environment in environments:
                 self._run_task(loop, environment, task or self.config.task)
         finally:
-            self.result.eval_s = time.perf_counter() - started_s
-            self._looping = False
-            self._close_environments()
-            self._observer.run_ended(self.result)
+            with interrupts_held():
+                self._end_loop()
         return self.result
 
     def run(self) -> EvaluationResult:
@@ -216,7 +226,9 @@ class SimClient:
         """End the session, the simulators and the embedded server; idempotent, from any thread."""
         self._stopped.set()
         # Each of them, in the reverse of this order, also when one before it failed.
-        with ExitStack() as stack:
+        with interrupts_held(), ExitStack() as stack:
+            if not self._looping:
+                stack.callback(self._folder.release)
             if self._stage_trace is not None:
                 stack.callback(self._stage_trace.finish)
             if self._server is not None:
@@ -228,6 +240,15 @@ class SimClient:
             stack.callback(self._source_exists.set)
             if self._source is not None:
                 stack.callback(self._source.stop)
+
+    def _end_loop(self) -> None:
+        self.result.eval_s = time.perf_counter() - self._started_s
+        self._looping = False
+        with ExitStack() as stack:
+            if not self.running:
+                stack.callback(self._folder.release)
+            stack.callback(self._observer.run_ended, self.result)
+            stack.callback(self._close_environments)
 
     def _close_environments(self) -> None:
         with ExitStack() as stack:
@@ -241,17 +262,25 @@ class SimClient:
                     return
                 result = loop.run_episode(environment, episode, task)
                 if result is not None:
-                    self.result.episodes.append(result)
+                    self._keep(environment, result)
         finally:
             # One simulator at a time: LIBERO's take 3 GB each.
             environment.close()
+
+    def _keep(self, environment: Environment, result: EpisodeResult) -> None:
+        """From here on the episode is not lost, whatever ends the run: an interrupt waits until it is written."""
+        with interrupts_held():
+            self.result.episodes.append(result)
+            self.result.eval_s = time.perf_counter() - self._started_s
+            self._observer.episode_ended(environment, result)
+            self._observer.episode_kept(self.result)
 
     def _policy_in_words(self) -> str:
         """What the server says that it serves, or else what was asked of it."""
         described = self._transport.description if self._transport is not None else ""
         return described or f"{self.config.policy_type} from {self.config.pretrained_name_or_path}"
 
-    def _started_environments(self) -> list[Environment]:
+    def _started_environments(self) -> Sequence[Environment]:
         if not self._environments:
             raise ConfigError("call start() first")
         return self._environments

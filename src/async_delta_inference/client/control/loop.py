@@ -50,7 +50,7 @@ class ControlLoop:
         source: Chunks of that transport.
         clock: Decides when a chunk takes effect.
         queue: Empty; holds the actions of the whole session, episode after episode.
-        observer: Told of every step.
+        observer: Told of every start of an episode and every step; its end is the caller's to tell, who keeps it.
         running: False when the run should stop.
     """
 
@@ -138,7 +138,6 @@ class ControlLoop:
         self._result.stepping_s = time.perf_counter() - started_s
         steps.write_to(self._result)
         self._note_open_request()
-        self._observer.episode_ended(environment, self._result)
         return self._result
 
     # Asking for chunks.

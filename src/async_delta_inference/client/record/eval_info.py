@@ -10,7 +10,9 @@ from typing import Any
 from async_delta_inference.client.record.results import EpisodeResult, EvaluationResult
 from async_delta_inference.client.record.statistics import async_figures, mean
 
-__all__ = ["VideoOf", "eval_info", "write_eval_info"]
+__all__ = ["EVAL_INFO_NAME", "VideoOf", "eval_info", "write_eval_info"]
+
+EVAL_INFO_NAME = "eval_info.json"
 
 VideoOf = Callable[[EpisodeResult], Path | None]
 """From an episode to its video; None where it has none."""

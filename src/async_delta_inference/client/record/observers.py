@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 from async_delta_inference.client.environments.base import Environment, StepResult
 from async_delta_inference.client.record.results import EpisodeResult, EvaluationResult
@@ -24,6 +25,9 @@ class RunObserver:
 
     def episode_ended(self, environment: Environment, result: EpisodeResult) -> None:
         """An episode is complete."""
+
+    def episode_kept(self, result: EvaluationResult) -> None:
+        """And stands in the run's result, the last of its episodes."""
 
     def run_ended(self, result: EvaluationResult) -> None:
         """The run ended: completed, stopped or failed."""
@@ -51,6 +55,12 @@ class Observers(RunObserver):
         for observer in self._observers:
             observer.episode_ended(environment, result)
 
-    def run_ended(self, result: EvaluationResult) -> None:  # noqa: D102
+    def episode_kept(self, result: EvaluationResult) -> None:  # noqa: D102
         for observer in self._observers:
-            observer.run_ended(result)
+            observer.episode_kept(result)
+
+    def run_ended(self, result: EvaluationResult) -> None:  # noqa: D102
+        # Each of them, also when one before it failed.
+        with ExitStack() as stack:
+            for observer in reversed(self._observers):
+                stack.callback(observer.run_ended, result)

@@ -8,6 +8,7 @@ from pathlib import Path
 from async_delta_inference import stages
 from async_delta_inference.errors import ConfigError
 from async_delta_inference.stage_trace import read_marks, write_trace
+from async_delta_inference.whole_files import why_not
 
 __all__ = ["StageTraceFile"]
 
@@ -29,6 +30,8 @@ class StageTraceFile:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._finished = False
+        self.unwritten: dict[Path, str] = {}
+        """The file and why it could not be written, after `finish`; empty where it was."""
         try:
             if path.is_dir():
                 raise IsADirectoryError("it is a folder")
@@ -51,6 +54,7 @@ class StageTraceFile:
                 marks += read_marks(self.server_path)
                 self.server_path.unlink()
             write_trace(self._path, marks)
-        except (OSError, ValueError, LookupError):
+        except (OSError, ValueError, LookupError) as exc:
             # The evaluation is over and its results are written: this is no reason to lose them.
-            logger.exception("cannot write the trace %s", self._path)
+            self.unwritten[self._path] = why_not(exc)
+            logger.error("not written: %s: %s", self._path, why_not(exc))

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from async_delta_inference.client.environments.base import Environment
 from async_delta_inference.client.record.observers import RunObserver
+from async_delta_inference.client.record.output_folder import OutputFolder
 from async_delta_inference.client.record.results import EpisodeResult
 
 __all__ = ["TrajectoryWriter"]
 
 
 class TrajectoryWriter(RunObserver):
-    """Writes ``<folder>/<number>_<group>_<task>_<episode>.npz``, numbered through the run: names sort in its order.
+    """Writes ``trajectories/<number>_<group>_<task>_<episode>.npz``, numbered through the run: names sort in its order.
 
     Arrays: ``action`` (T, A) float32; ``reward`` (T,) float64; ``state`` (T, S) float32, before each action;
     ``success`` bool; ``seed`` and ``init_state_id`` int64, -1 for none; and one entry per chunk that took effect:
@@ -22,30 +23,29 @@ class TrajectoryWriter(RunObserver):
     Nothing in it depends on wall time, so that equal runs leave equal files.
 
     Args:
-        folder: Made when missing.
+        folder: Of the run.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: OutputFolder) -> None:
         self._folder = folder
-        self._written = 0
+        self._episodes = 0
 
     def episode_ended(self, environment: Environment, result: EpisodeResult) -> None:  # noqa: D102
-        self._folder.mkdir(parents=True, exist_ok=True)
         requested = np.array([chunk.requested_step for chunk in result.chunks], np.int64)
         merged = np.array([chunk.merged_step for chunk in result.chunks], np.int64)
         # Suites are run in the order they were named in, which need not be the alphabet's.
-        name = f"{self._written:05d}_{result.task_group}_{result.task_id}_{result.episode}.npz"
-        np.savez(
-            self._folder / name,
-            action=result.actions,
-            reward=result.rewards,
-            state=result.states,
-            success=np.array(result.success),
-            seed=np.array(-1 if result.seed is None else result.seed, np.int64),
-            init_state_id=np.array(-1 if result.init_state_id is None else result.init_state_id, np.int64),
-            chunk_requested_step=requested,
-            chunk_merged_step=merged,
-            chunk_delay_steps=merged - requested,
-            chunk_length=np.array([chunk.length for chunk in result.chunks], np.int64),
-        )
-        self._written += 1
+        name = f"{self._episodes:05d}_{result.task_group}_{result.task_id}_{result.episode}.npz"
+        arrays: dict[str, Any] = {
+            "action": result.actions,
+            "reward": result.rewards,
+            "state": result.states,
+            "success": np.array(result.success),
+            "seed": np.array(-1 if result.seed is None else result.seed, np.int64),
+            "init_state_id": np.array(-1 if result.init_state_id is None else result.init_state_id, np.int64),
+            "chunk_requested_step": requested,
+            "chunk_merged_step": merged,
+            "chunk_delay_steps": merged - requested,
+            "chunk_length": np.array([chunk.length for chunk in result.chunks], np.int64),
+        }
+        self._folder.write(f"trajectories/{name}", lambda path: np.savez(path, **arrays))
+        self._episodes += 1

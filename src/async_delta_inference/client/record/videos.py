@@ -9,24 +9,26 @@ from numpy.typing import NDArray
 
 from async_delta_inference.client.environments.base import Environment, StepResult
 from async_delta_inference.client.record.observers import RunObserver
+from async_delta_inference.client.record.output_folder import OutputFolder
 from async_delta_inference.client.record.results import EpisodeResult
 
 __all__ = ["VideoRecorder"]
 
 
 class VideoRecorder(RunObserver):
-    """Writes ``<folder>/<group>_<task>/eval_episode_<i>_<success|failure>.mp4`` with LeRobot's own writer.
+    """Writes ``videos/<group>_<task>/eval_episode_<i>_<success|failure>.mp4`` with LeRobot's own writer.
 
     Args:
-        folder: Made when missing.
+        folder: Of the run.
         n_videos: Episodes of each task to record, the first ones.
     """
 
-    def __init__(self, folder: Path, n_videos: int) -> None:
+    def __init__(self, folder: OutputFolder, n_videos: int) -> None:
         self._folder = folder
         self._n_videos = n_videos
         self._recording = False
         self._frames: list[NDArray[np.uint8]] = []
+        self._written: set[str] = set()
 
     def episode_started(self, environment: Environment, episode: int) -> None:  # noqa: D102
         self._recording = self._records(episode)
@@ -37,21 +39,28 @@ class VideoRecorder(RunObserver):
             self._frames.append(environment.video_frame())
 
     def episode_ended(self, environment: Environment, result: EpisodeResult) -> None:  # noqa: D102
-        path = self.path_of(result)
-        if path is None:
+        if not self._records(result.episode):
             return
-        from lerobot.utils.io_utils import write_video
-
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_video(str(path), np.stack(self._frames), round(environment.fps))
-        self._frames = []
+        frames, self._frames = self._frames, []
+        name = _name_of(result)
+        if self._folder.write(name, lambda path: _write(path, frames, round(environment.fps))):
+            self._written.add(name)
 
     def path_of(self, result: EpisodeResult) -> Path | None:
-        """Where an episode's video is, once the episode has ended; None for one that is not recorded."""
-        if not self._records(result.episode):
-            return None
-        outcome = "success" if result.success else "failure"
-        return self._folder / f"{result.task_group}_{result.task_id}" / f"eval_episode_{result.episode}_{outcome}.mp4"
+        """Where an episode's video is, once the episode has ended; None for one that has none."""
+        name = _name_of(result)
+        return self._folder.path / name if name in self._written else None
 
     def _records(self, episode: int) -> bool:
         return episode < self._n_videos
+
+
+def _name_of(result: EpisodeResult) -> str:
+    outcome = "success" if result.success else "failure"
+    return f"videos/{result.task_group}_{result.task_id}/eval_episode_{result.episode}_{outcome}.mp4"
+
+
+def _write(path: Path, frames: list[NDArray[np.uint8]], fps: int) -> None:
+    from lerobot.utils.io_utils import write_video
+
+    write_video(str(path), np.stack(frames), fps)
