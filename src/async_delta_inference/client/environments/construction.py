@@ -91,7 +91,9 @@ def _refusals_as_config_errors(env_type: str) -> Iterator[None]:
         raise ConfigError(
             f"--env.type={env_type} needs the package {exc.name or exc!s}, which is not installed"
         ) from exc
-    except Exception as exc:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as exc:  # also those who end the program: SystemExit
         reason = " ".join(str(exc).split()) or type(exc).__name__
         raise ConfigError(f"--env.type={env_type} cannot be built: {reason}") from exc
 

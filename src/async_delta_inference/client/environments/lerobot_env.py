@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from async_delta_inference.client.environments.base import Environment, StepResult
 from async_delta_inference.client.environments.construction import LeRobotTask
+from async_delta_inference.client.environments.guarded import simulator_errors
 from async_delta_inference.client.environments.observation import (
     LIBERO_STATE_NAMES,
     camera_images,
@@ -187,12 +188,8 @@ class LeRobotEnvironment(Environment):
             raise ConfigError(f"{self.name} has a state of {state_dim} elements but {len(names)} names for them")
         return ObservationFeatures(names, images)
 
-    @contextmanager
-    def _simulator_errors(self, doing: str) -> Iterator[None]:
-        try:
-            yield
-        except Exception as exc:
-            raise EpisodeError(f"{self.name} failed in {doing}: {type(exc).__name__}: {exc}") from exc
+    def _simulator_errors(self, doing: str) -> AbstractContextManager[None]:
+        return simulator_errors(self.name, doing)
 
 
 def _image_shape(image: NDArray[np.uint8]) -> tuple[int, int, int]:

@@ -17,6 +17,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from async_delta_inference.client.environments.base import Environment
+from async_delta_inference.client.environments.guarded import simulator_errors
 from async_delta_inference.errors import ConfigError
 
 __all__ = ["ENTRY_POINT_GROUP", "EnvironmentFactory", "make_environments", "register_environment"]
@@ -54,11 +55,14 @@ def make_environments(env_config: Any) -> list[Environment]:
 
     Raises:
         ConfigError: An unknown task, or an environment that cannot be served; says what is missing.
+        EpisodeError: Whoever registered it failed in some other way.
         MissingExtraError: Its simulator is not installed.
     """
-    environments = _factory_of(str(env_config.type))(env_config)
+    flag = f"--env.type={env_config.type}"
+    with simulator_errors(flag, "its construction"):
+        environments = _factory_of(str(env_config.type))(env_config)
     if not environments:
-        raise ConfigError(f"--env.type={env_config.type} names no tasks")
+        raise ConfigError(f"{flag} names no tasks")
     return environments
 
 
