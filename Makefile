@@ -31,7 +31,7 @@ demo: $(READY)  ## evaluate a small policy in LIBERO over an embedded server, wi
 	    --policy_type=act --pretrained_name_or_path=$(DEMO_POLICY) --actions_per_chunk=50 \
 	    --n_episodes=2 --n_videos=1 --debug_visualize_queue_size=true \
 	    --plot_latency=true \
-	    --output_dir=outputs/demo
+	    --output_dir=outputs/demo --overwrite=true
 
 test: $(READY)  ## run the tests
 	$(VENV)/bin/pytest -m 'not slow'

@@ -146,6 +146,7 @@ class ClientVariant:
             fps=_PACED_FPS if self.series.pacing == "paced" else 1e6,
             progress=False,
             output_dir=Path(tempfile.gettempdir()) / f"adi-bench-eval-{os.getpid()}",
+            overwrite=True,
         )
 
     def _add(self, marks: list[stages.Mark], chunks: int, spent_ns: int) -> None:

@@ -107,7 +107,7 @@ def command_of(evaluator: str, subject: Subject, output_dir: Path) -> list[str]:
         f"--pretrained_name_or_path={subject.checkpoint}",
         f"--actions_per_chunk={config['n_action_steps']}",
     ]
-    episodes = [f"--n_episodes={subject.episodes}", "--progress=false"]
+    episodes = [f"--n_episodes={subject.episodes}", "--progress=false", "--overwrite=true"]
     return [sys.executable, "-m", "async_delta_inference.client", *env, *policy, *episodes, *_PARITY, output]
 
 

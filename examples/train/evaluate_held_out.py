@@ -75,6 +75,7 @@ def evaluate(
         n_episodes=args.episodes,
         seed=BASE_SEED + args.first_init_state,
         output_dir=args.output.parent / f"{args.output.stem}_{delay}_{aggregate}",
+        overwrite=True,  # A setting that is not among the results was not finished.
         server_address=uri,
         chunk_size_threshold=args.chunk_size_threshold,
         aggregate_fn_name=aggregate,
