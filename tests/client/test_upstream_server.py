@@ -60,6 +60,7 @@ def config(checkpoint: Path, tmp_path: Path, **flags: Any) -> SimClientConfig:
         n_episodes=1,
         server_address=f"unix:{tmp_path}/socket:1",
         output_dir=tmp_path / "out",
+        overwrite=True,
         clock="simulated",
         inference_delay="3",
         progress=False,

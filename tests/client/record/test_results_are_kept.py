@@ -40,6 +40,14 @@ def files_in(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
+@pytest.fixture(autouse=True)
+def limit() -> Iterator[None]:
+    """That of a test outlives it on no account: pytest writes files, too."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
 @contextmanager
 def no_file_longer_than(n_bytes: int) -> Iterator[None]:
     """A limit of the system's: a write beyond it fails, as on a disk that gets full in the middle of a file."""
