@@ -162,7 +162,7 @@ class SessionHost:
         try:
             while not (lobby.has_traffic or self._stopping):
                 observation = take_within(LONGEST_WAIT_S)
-                if observation is not None and not lobby.has_traffic:
+                if observation is not None:
                     seat.observation = observation
                     answer(seats)
                     if self._inbox.failed:
