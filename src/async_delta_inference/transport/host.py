@@ -196,7 +196,7 @@ class SessionHost:
         for seat, exc in failed:
             session = seat.served
             if isinstance(exc, ProtocolError):
-                logger.warning("ended the session of %s: %s", session.label, exc)
+                logger.warning("ended the session of %s: %s", session.label, str(exc))
                 self._tell_end(session, str(exc))
             else:
                 logger.error("ended the session of %s", session.label, exc_info=exc)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import subprocess
 import sys
@@ -67,7 +68,9 @@ def test_transport_that_is_finalized_by_its_own_thread(server: Server, monkeypat
     assert errors == []
 
 
-def test_sessions_leave_no_descriptor_mapping_or_thread(server: Server) -> None:
+def test_sessions_leave_no_descriptor_mapping_or_thread(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)  # Whoever keeps the records must not keep the sessions.
+
     def held() -> tuple[int, int, int]:
         maps = Path("/proc/self/maps").read_text()
         return len(os.listdir("/proc/self/fd")), maps.count("adi-"), threading.active_count()
@@ -95,8 +98,9 @@ def test_server_actor_is_not_kept_by_its_fork(shm_folder: Path) -> None:
     assert left_behind(shm_folder) == []
 
 
-def test_sessions_that_a_stopped_server_ended_are_freed(shm_folder: Path) -> None:
+def test_sessions_that_a_stopped_server_ended_are_freed(shm_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     """What a session raised, and what a transport keeps of it, must not keep the session's memory mapped."""
+    caplog.set_level(logging.DEBUG)
     kept: list[tuple[ShmTransport, Exception]] = []
 
     def held() -> tuple[int, int]:

@@ -168,7 +168,7 @@ class ShmListener(Listener):
             except OSError as exc:
                 if self._stopping.is_set():
                     return
-                logger.error("cannot accept at %s: %s", self._path, exc)
+                logger.error("cannot accept at %s: %s", self._path, str(exc))
                 self._stopping.wait(_RETRY_S)
                 continue
             self._attend_in_thread(Connection(sock))
@@ -207,13 +207,14 @@ class ShmListener(Listener):
             connection.receive(None)
             raise ProtocolError("the client said something in the middle of a session")
         except (SetupRefusedError, InvalidMessageError, ConfigError) as exc:
-            logger.warning("refused a client: %s", exc)
+            logger.warning("refused a client: %s", str(exc))
             connection.send(handshake.refused(str(exc)))
         except (ProtocolError, TransportTimeout) as exc:
-            logger.warning("closed a connection: %s", exc)
+            logger.warning("closed a connection: %s", str(exc))
             connection.send((handshake.bye if session is not None else handshake.refused)(f"not understood: {exc}"))
         except PeerGoneError as exc:
-            logger.debug("a client left: %s", exc)
+            # As text: whoever keeps the record would keep the traceback, and with it the session's memory.
+            logger.debug("a client left: %s", str(exc))
         except Exception as exc:
             logger.exception("a connection failed")
             connection.send(handshake.refused(f"the server failed: {type(exc).__name__}: {exc}"))

@@ -78,7 +78,7 @@ class SegmentNames:
                 remove(name)
             except (posix_ipc.Error, OSError) as exc:
                 # Never made, the other side was faster, or nothing can be made or removed here at all.
-                logger.debug("%s was not removed: %s", name, exc)
+                logger.debug("%s was not removed: %s", name, str(exc))
 
 
 def bell_name(server: str) -> str:
@@ -101,7 +101,7 @@ def sweep(server: str) -> list[str]:
                 removed.append(path.name)
             except OSError as exc:
                 # Another user's, or /dev/shm is read-only: no reason not to serve. Names of sessions are random.
-                logger.warning("%s is in the way and cannot be removed: %s", path, exc)
+                logger.warning("%s is in the way and cannot be removed: %s", path, str(exc))
     return removed
 
 
