@@ -155,6 +155,10 @@ class CooListener(Listener):
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._threads[0].join()
+        # Sessions have been told that they are over: each says so to its client, and hangs up by itself.
+        until_s = time.monotonic() + 2.0
+        for thread in self._threads[1:]:
+            thread.join(max(0.0, until_s - time.monotonic()))
         for line in list(self._lines):
             line.hang_up()
         for thread in self._threads[1:]:
