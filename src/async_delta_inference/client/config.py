@@ -30,9 +30,9 @@ class SimClientConfig:
     actions_per_chunk: int
     """Number of actions the server sends per chunk, at most."""
     policy_type: str = ""
-    """LeRobot policy type, such as act; empty, with a server that is there already: whatever it serves."""
+    """LeRobot policy type, such as act; empty: what a server that is there already was given, by serve() say."""
     pretrained_name_or_path: str = ""
-    """Checkpoint folder, or hub name; empty, with a server that is there already: whatever it serves."""
+    """Checkpoint folder, or hub name; empty: as for policy_type."""
     policy_device: str = "cpu"
     """Torch device of the policy on the server."""
     client_device: str = "cpu"
