@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 from stub_process import TIMEOUT_S, episodes_kept, stub_process
 
 from async_delta_inference.client.run import interrupts
-from async_delta_inference.client.run.interrupts import interrupts_held
+from async_delta_inference.client.run.interrupts import interrupts_held, interrupts_kept
 from async_delta_inference.transport.shm.shared.rendezvous import FOLDER_VARIABLE
 from async_delta_inference.transport.testing import eventually
 
@@ -186,6 +187,43 @@ def test_what_hangs_can_be_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(KeyboardInterrupt):
         held(work)
     assert done == []
+
+
+def swallowed(work: Callable[[], object]) -> None:
+    """As a physics engine does that calls back into Python."""
+    with contextlib.suppress(KeyboardInterrupt):
+        work()
+
+
+def test_swallowed_interrupt_is_raised_again() -> None:
+    with pytest.raises(KeyboardInterrupt), interrupts_kept():
+        swallowed(press_ctrl_c)
+    with interrupts_kept() as kept:
+        swallowed(press_ctrl_c)
+        with pytest.raises(KeyboardInterrupt):
+            kept.check()
+        kept.check()  # once
+
+
+def test_handler_that_raises_nothing_is_the_programs_own_affair() -> None:
+    came = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
+    try:
+        with interrupts_kept() as kept:
+            press_ctrl_c()
+            kept.check()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert came == [signal.SIGINT]
+
+
+@pytest.mark.parametrize("moment", ["reset 2", "step 3", "close 1"])
+def test_interrupt_that_the_simulator_swallows_ends_the_run(tmp_path: Path, moment: str) -> None:
+    with stub_process(tmp_path, does={moment: "swallow"}, n_episodes=50, save_trajectories=True) as process:
+        stderr = ended(process)
+    assert process.returncode == 130, stderr
+    assert stderr == "interrupted\n"
+    assert episodes_kept(tmp_path) == (50 if moment == "close 1" else int(moment[-1]))
 
 
 def test_other_threads_are_never_interrupted_and_need_nothing() -> None:

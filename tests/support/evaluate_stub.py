@@ -8,7 +8,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -42,10 +44,17 @@ def leave_a_mark_and_pause() -> None:
     time.sleep(0.5)
 
 
+def swallow_an_interrupt() -> None:
+    """As a physics engine does that calls back into Python, and cannot pass an exception on."""
+    with contextlib.suppress(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+
+
 DEEDS: dict[str, Callable[[], object]] = {
     "exit": lambda: sys.exit(3),
     "fill": fill_the_disk,
     "pause": leave_a_mark_and_pause,
+    "swallow": swallow_an_interrupt,
     "print": lambda: print("the simulator says something"),
 }
 

@@ -29,7 +29,7 @@ from async_delta_inference.client.run.calibration import measure_inference_delay
 from async_delta_inference.client.run.checkpoint import local_checkpoint
 from async_delta_inference.client.run.clocks import make_clock
 from async_delta_inference.client.run.embedded_server import EmbeddedServer
-from async_delta_inference.client.run.interrupts import interrupts_held
+from async_delta_inference.client.run.interrupts import KeptInterrupts, interrupts_held, interrupts_kept
 from async_delta_inference.client.run.session_spec import session_spec
 from async_delta_inference.errors import ConfigError
 from async_delta_inference.transport import Transport, open_transport
@@ -120,7 +120,8 @@ class SimClient:
             raise ConfigError("a SimClient starts once: make a new one")
         self._started = True
         try:
-            self._start()
+            with interrupts_kept():
+                self._start()
         except BaseException:
             self.stop()
             raise
@@ -189,30 +190,31 @@ class SimClient:
         """
         if self._transport is None or self._source is None:
             raise ConfigError("call start() before control_loop()")
-        environments = self._started_environments()
-        queue = ActionQueue(environments[0].action_dim, aggregate_function(self.config.aggregate_fn_name))
         self.result = EvaluationResult(fps=self.fps, policy=self._policy_in_words())
         self._started_s = time.perf_counter()
         self._looping = True
         try:
-            self._observer.run_started(environments, self.config.n_episodes)
-            clock = self._make_clock(self._transport, self._source, queue)
-            self.result.inference_delay_steps = clock.delays
-            loop = ControlLoop(
-                self.config.control_options(),
-                self._transport,
-                self._source,
-                clock,
-                queue,
-                self._observer,
-                lambda: self.running,
-            )
-            for environment in environments:
-                self._run_task(loop, environment, task or self.config.task)
+            with interrupts_kept() as interrupts:
+                self._run_tasks(self._transport, self._source, interrupts, task or self.config.task)
         finally:
             with interrupts_held():
                 self._end_loop()
         return self.result
+
+    def _run_tasks(self, transport: Transport, source: ChunkSource, interrupts: KeptInterrupts, task: str) -> None:
+        environments = self._started_environments()
+        queue = ActionQueue(environments[0].action_dim, aggregate_function(self.config.aggregate_fn_name))
+        self._observer.run_started(environments, self.config.n_episodes)
+        clock = self._make_clock(transport, source, queue)
+        self.result.inference_delay_steps = clock.delays
+
+        def running() -> bool:
+            interrupts.check()
+            return self.running
+
+        loop = ControlLoop(self.config.control_options(), transport, source, clock, queue, self._observer, running)
+        for environment in environments:
+            self._run_task(loop, environment, task)
 
     def run(self) -> EvaluationResult:
         """`start`, `control_loop` and `stop` in one."""
