@@ -7,6 +7,7 @@
     │   └── MissingExtraError (ImportError)   a package of an extra is not installed
     ├── FeatureMismatchError (ValueError)     environment and checkpoint disagree on cameras, state or action
     ├── EpisodeError (RuntimeError)           an environment failed in the middle of a run
+    │   └── FrameError                        a frame of it is no picture; only a video can do without
     └── TransportError
         ├── local: the caller's side
         │   ├── TransportTimeout (TimeoutError)      a deadline passed
@@ -31,6 +32,7 @@ __all__ = [
     "ConfigError",
     "EpisodeError",
     "FeatureMismatchError",
+    "FrameError",
     "InvalidMessageError",
     "LoanError",
     "MissingExtraError",
@@ -71,6 +73,10 @@ class FeatureMismatchError(AsyncDeltaError, ValueError):
 
 class EpisodeError(AsyncDeltaError, RuntimeError):
     """An environment failed in the middle of a run."""
+
+
+class FrameError(EpisodeError):
+    """An environment gave a frame that is no picture. An episode goes on without its video, not without its eyes."""
 
 
 class TransportError(AsyncDeltaError):

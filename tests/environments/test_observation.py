@@ -115,7 +115,7 @@ def test_axis_angle_equals_lerobot(quaternion: NDArray[np.float64]) -> None:
     ("observation", "missing"),
     [
         ({"agent_pos": np.zeros(2)}, "pixels"),
-        ({"pixels": {"image": np.zeros((4, 4, 3), np.float32)}, "agent_pos": np.zeros(2)}, "uint8"),
+        ({"pixels": {"image": [[[0, 0, 0]]]}, "agent_pos": np.zeros(2)}, "got a list"),
         ({"pixels": {"image": random_image()}}, "agent_pos"),
         ({"pixels": random_image(), "environment_state": np.zeros(16)}, "without a state"),
     ],

@@ -71,7 +71,8 @@ def run_ours(
         for t in range(limit):
             result = env.step(actions(index, t), render=(t + 1) % every == 0)
             episode.rewards.append(result.reward)
-            episode.successes.append(result.success)
+            # LeRobot counts what an environment does not say as a failure.
+            episode.successes.append(bool(result.success))
             look(t + 1)
             if result.terminated or result.truncated:
                 episode.terminated = result.terminated

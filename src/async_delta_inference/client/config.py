@@ -46,6 +46,8 @@ class SimClientConfig:
     """Episode i of a task is reset with seed + i."""
     output_dir: Path | None = None
     """Default: outputs/eval/<date>/<time>_<env>_<policy>, with a number where that is taken."""
+    success_key: str | None = None
+    """Key of the environment's info that says whether the task is solved; none: is_success, success or succeed."""
     overwrite: bool = False
     """Replace the results of an earlier run in --output_dir, once there are some of this one."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 
 from async_delta_inference.client.config import SimClientConfig
@@ -17,11 +18,13 @@ from async_delta_inference.standard_streams import unfailing
 
 __all__ = ["configured_observers"]
 
+logger = logging.getLogger(__name__)
+
 
 def configured_observers(config: SimClientConfig, folder: OutputFolder) -> list[RunObserver]:
     """The observers that a configuration asks for."""
     videos = VideoRecorder(folder, config.n_videos)
-    observers: list[RunObserver] = [_EarlierRun(folder), videos]
+    observers: list[RunObserver] = [_EarlierRun(folder), videos, _UnknownSuccess()]
     if config.save_trajectories:
         observers.append(TrajectoryWriter(folder))
     if config.progress:
@@ -49,6 +52,26 @@ class _EarlierRun(RunObserver):
         if not self._cleared:
             self._folder.clear()
         self._cleared = True
+
+
+class _UnknownSuccess(RunObserver):
+    """Says once that an environment does not say whether its task is solved, and what it says instead."""
+
+    def __init__(self) -> None:
+        self._said = False
+
+    def episode_ended(self, environment: Environment, result: EpisodeResult) -> None:
+        if result.success is not None or self._said:
+            return
+        self._said = True
+        keys = ", ".join(getattr(environment, "info_keys", ())) or "nothing"
+        logger.warning(
+            "%s/%s does not say whether an episode succeeded: no success rate is known. Its info has %s; --success_key "
+            "names one that says it",
+            environment.task_group,
+            environment.task_id,
+            keys,
+        )
 
 
 class _RunFiles(RunObserver):

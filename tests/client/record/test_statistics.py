@@ -16,6 +16,7 @@ def test_figures() -> None:
     low, high = figures.pop("success_interval")
     assert (low, high) == pytest.approx((15.0, 85.0), abs=0.05)
     assert figures == {
+        "success_unknown": 0,
         "mean_length": 2.0,
         "control_hz": 8 / 4.0,
         "starved_steps": 3,

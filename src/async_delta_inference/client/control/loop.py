@@ -130,7 +130,7 @@ class ControlLoop:
             frame = options.render == "always" or self._will_want_frame(step + 1)
             outcome = environment.step(self._to_device(action), render=frame)
             steps.rewards.append(outcome.reward)
-            self._result.success |= outcome.success
+            self._result.hear_success(outcome.success)
             self._observer.stepped(environment, outcome)
             if outcome.terminated or outcome.truncated:
                 break

@@ -26,13 +26,13 @@ class StepResult:
         reward: What this step earned.
         terminated: The task ended by itself.
         truncated: The simulator's own limit was hit; the limit `Environment.max_episode_steps` is the caller's to keep.
-        success: The task counts as solved at this step.
+        success: The task counts as solved at this step; None where the environment does not say.
     """
 
     reward: float
     terminated: bool
     truncated: bool
-    success: bool
+    success: bool | None
 
 
 class Environment(ABC):

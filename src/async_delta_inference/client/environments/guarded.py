@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from types import TracebackType
 from typing import Any
 
@@ -13,6 +14,8 @@ from async_delta_inference.errors import AsyncDeltaError, EpisodeError
 from async_delta_inference.transport import Observation
 
 __all__ = ["GuardedEnvironment", "simulator_errors"]
+
+logger = logging.getLogger(__name__)
 
 
 class GuardedEnvironment(Environment):
@@ -66,9 +69,13 @@ class GuardedEnvironment(Environment):
         with simulator_errors(self.name, "video_frame"):
             return self._environment.video_frame()
 
-    def close(self) -> None:  # noqa: D102
-        with simulator_errors(self.name, "close"):
-            self._environment.close()
+    def close(self) -> None:
+        """Release the simulator; that it failed in that is a warning, since its episodes are over."""
+        try:
+            with simulator_errors(self.name, "close"):
+                self._environment.close()
+        except EpisodeError as exc:
+            logger.warning("%s", exc)
 
 
 class simulator_errors:  # noqa: N801 - used as the functions of contextlib are

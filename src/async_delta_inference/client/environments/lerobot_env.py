@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from async_delta_inference.client.environments.base import Environment, StepResult
 from async_delta_inference.client.environments.construction import LeRobotTask
+from async_delta_inference.client.environments.declared import Declared, example_of
 from async_delta_inference.client.environments.guarded import simulator_errors
 from async_delta_inference.client.environments.observation import (
     LIBERO_STATE_NAMES,
@@ -20,7 +21,9 @@ from async_delta_inference.client.environments.observation import (
     state_vector,
     write_image,
 )
-from async_delta_inference.errors import ConfigError, EpisodeError
+from async_delta_inference.client.environments.outcome import SUCCESS_KEYS, step_result
+from async_delta_inference.client.environments.picture import as_picture
+from async_delta_inference.errors import ConfigError, EpisodeError, FrameError
 from async_delta_inference.transport import Observation, ObservationFeatures
 
 if TYPE_CHECKING:
@@ -44,6 +47,7 @@ class EnvironmentTraits:
         max_episode_steps: Step limit; the environment's own where None.
         want_frames: Told before every reset and step whether the frames of what follows will be looked at, for a
             simulator that can go on without rendering; None where it always renders.
+        success_keys: Where its ``info``, or the ``final_info`` in it, may say whether the task is solved.
     """
 
     state_names: tuple[str, ...] | None = None
@@ -51,6 +55,7 @@ class EnvironmentTraits:
     convert: Callable[[Any], Mapping[str, Any]] | None = None
     max_episode_steps: int | None = None
     want_frames: Callable[[gymnasium.Env[Any, Any], bool], None] | None = None
+    success_keys: tuple[str, ...] = SUCCESS_KEYS
 
 
 class LeRobotEnvironment(Environment):
@@ -64,6 +69,10 @@ class LeRobotEnvironment(Environment):
 
     Raises:
         ConfigError: It cannot be served: no pixels, no state, an action that is not one vector, or no step limit.
+
+    Attributes:
+        success_keys: Where its info may say whether the task is solved; by the traits, unless somebody sets others.
+        info_keys: What the info of the last step had, for whoever looks for such a key.
     """
 
     def __init__(self, task: LeRobotTask, traits: EnvironmentTraits | None = None) -> None:
@@ -74,6 +83,8 @@ class LeRobotEnvironment(Environment):
         self._state: NDArray[np.float32] | None = None
         self._frames_current = False
         self._last_action: NDArray[np.float32] | None = None
+        self.success_keys = self._traits.success_keys
+        self.info_keys: tuple[str, ...] = ()
         self.task_group = task.group
         self.task_id = task.index
         self.fps = task.fps
@@ -95,8 +106,11 @@ class LeRobotEnvironment(Environment):
         self._last_action = None
         with self._simulator_errors("reset"):
             self._want_frames(render, resetting=True)
-            raw, _ = self._env.reset(seed=seed, options={NEW_ROLLOUT_OPTION: True})
-        self._take(raw, render)
+            given: Any = self._env.reset(seed=seed, options={NEW_ROLLOUT_OPTION: True})
+        # Before gymnasium it was the observation alone, and a dictionary of two unpacks into its keys.
+        if not isinstance(given, tuple) or len(given) != 2:
+            raise EpisodeError(f"{self.name} gave a {type(given).__name__} in reset; needed are observation and info")
+        self._take(given[0], render)
         self.task_description = _task_description(self._env)
 
     def step(self, action: NDArray[np.float32], *, render: bool = True) -> StepResult:  # noqa: D102
@@ -106,7 +120,9 @@ class LeRobotEnvironment(Environment):
             raw, reward, terminated, truncated, info = env.step(action)
         self._take(raw, render)
         self._last_action = action
-        return StepResult(float(reward), bool(terminated), bool(truncated), _is_success(info))
+        outcome = step_result(self.name, reward, terminated, truncated, info, self.success_keys)
+        self.info_keys = tuple(map(str, info))
+        return outcome
 
     def state(self) -> NDArray[np.float32]:  # noqa: D102
         return self._current_state().copy()
@@ -117,7 +133,7 @@ class LeRobotEnvironment(Environment):
             raise EpisodeError(f"{self.name} was asked for frames that it was told not to render")
         rotate = is_libero(raw)
         for camera, image in camera_images(raw).items():
-            write_image(image, observation.images[camera], rotate=rotate)
+            write_image(self._picture(image, f"a frame from the camera {camera!r}"), observation.images[camera], rotate)
         np.copyto(observation.state, self._current_state())
 
     def hold_action(self) -> NDArray[np.float32]:  # noqa: D102
@@ -133,9 +149,7 @@ class LeRobotEnvironment(Environment):
         with self._simulator_errors("render"):
             self._want_frames(True, resetting=False)
             frame: Any = env.render()
-        if not isinstance(frame, np.ndarray):
-            raise EpisodeError(f"{self.name} renders no video frames: its render_mode is {env.render_mode!r}")
-        return np.ascontiguousarray(frame)
+        return np.ascontiguousarray(self._picture(frame, f"a video frame with render_mode {env.render_mode!r}"))
 
     def close(self) -> None:  # noqa: D102
         env, self._env, self._raw, self._state = self._env, None, None, None
@@ -149,7 +163,9 @@ class LeRobotEnvironment(Environment):
             self._traits.want_frames(self._env, wanted)
 
     def _take(self, raw: Any, render: bool) -> None:
-        self._raw = self._converted(raw)
+        converted = self._converted(raw)
+        self._declared.check(converted, self.name, frames=render)
+        self._raw = converted
         self._state = None
         self._frames_current = render
 
@@ -178,9 +194,16 @@ class LeRobotEnvironment(Environment):
             raise EpisodeError(f"{self.name} was never reset")
         return self._env
 
+    def _picture(self, image: Any, what: str) -> NDArray[np.uint8]:
+        try:
+            return as_picture(image)
+        except ValueError as exc:
+            raise FrameError(f"{self.name} gave {what} {exc}") from exc
+
     def _observation_features(self, env: gymnasium.Env[Any, Any]) -> ObservationFeatures:
-        example = self._converted(_zeros_of(env.observation_space))
-        images = {camera: _image_shape(image) for camera, image in camera_images(example).items()}
+        example = self._converted(example_of(env.observation_space))
+        self._declared = Declared.by(example, self.name)
+        images = {camera: _shape(as_picture(image)) for camera, image in camera_images(example).items()}
         state_dim = len(state_vector(example))
         names = self._traits.state_names or (LIBERO_STATE_NAMES if is_libero(example) else None)
         names = names or tuple(f"state_{i}" for i in range(state_dim))
@@ -192,25 +215,18 @@ class LeRobotEnvironment(Environment):
         return simulator_errors(self.name, doing)
 
 
-def _image_shape(image: NDArray[np.uint8]) -> tuple[int, int, int]:
+def _shape(image: NDArray[np.uint8]) -> tuple[int, int, int]:
     height, width, channels = image.shape
     return height, width, channels
 
 
-def _zeros_of(space: Any) -> Any:
-    """An observation of a gymnasium space with nothing in it: its shapes, dtypes and keys are the real ones."""
-    from gymnasium.spaces import Dict
-
-    if isinstance(space, Dict):
-        return {key: _zeros_of(inner) for key, inner in space.items()}
-    return np.zeros(space.shape, space.dtype) if space.shape is not None else space.sample()
-
-
 def _action_dim(env: gymnasium.Env[Any, Any], name: str) -> int:
-    shape = env.action_space.shape
-    if shape is None or len(shape) != 1:
-        raise ConfigError(f"{name} takes actions of the space {env.action_space}; needed is a vector")
-    return shape[0]
+    from gymnasium.spaces import Box
+
+    space = env.action_space
+    if not isinstance(space, Box) or len(space.shape) != 1 or space.dtype.kind != "f":
+        raise ConfigError(f"{name} takes actions of the space {space}; needed is a vector of floats (a Box)")
+    return space.shape[0]
 
 
 def _step_limit(env: gymnasium.Env[Any, Any], name: str) -> int:
@@ -234,7 +250,3 @@ def _task_description(env: gymnasium.Env[Any, Any]) -> str:
 
 def _attribute(env: gymnasium.Env[Any, Any], name: str) -> Any:
     return env.get_wrapper_attr(name) if env.has_wrapper_attr(name) else None
-
-
-def _is_success(info: Mapping[str, Any]) -> bool:
-    return bool(info.get("is_success", False))

@@ -21,6 +21,7 @@ __all__ = [
     "camera_images",
     "is_libero",
     "quaternion_to_axis_angle",
+    "state_parts",
     "state_vector",
     "write_image",
 ]
@@ -47,11 +48,11 @@ def is_libero(observation: Mapping[str, Any]) -> bool:
     return "robot_state" in observation
 
 
-def camera_images(observation: Mapping[str, Any]) -> dict[str, NDArray[np.uint8]]:
-    """Camera name to image, as the simulator gave it: neither copied nor rotated.
+def camera_images(observation: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+    """Camera name to image, as the simulator gave it: neither copied nor rotated, in whatever form.
 
     Raises:
-        ConfigError: There are no pixels, or an image is not uint8 (H, W, C).
+        ConfigError: There are no pixels, or an image is no array.
     """
     if "pixels" not in observation:
         raise ConfigError(
@@ -61,9 +62,10 @@ def camera_images(observation: Mapping[str, Any]) -> dict[str, NDArray[np.uint8]
     pixels = observation["pixels"]
     images = dict(pixels) if isinstance(pixels, Mapping) else {SINGLE_CAMERA: pixels}
     for camera, image in images.items():
-        if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3:
-            got = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
-            raise ConfigError(f"camera {camera!r} must give uint8 (height, width, channels), got {got}")
+        if not isinstance(image, np.ndarray):
+            raise ConfigError(
+                f"camera {camera!r} must give an array (height, width, channels), got a {type(image).__name__}"
+            )
     return images
 
 
@@ -73,13 +75,26 @@ def state_vector(observation: Mapping[str, Any]) -> NDArray[np.float32]:
     Raises:
         ConfigError: There is neither ``agent_pos`` nor ``robot_state``.
     """
+    parts = state_parts(observation)
+    if "agent_pos" in parts:
+        return np.array(parts["agent_pos"], np.float32).reshape(-1)
+    position, quaternion, gripper = parts.values()
+    vectors = (position, quaternion_to_axis_angle(quaternion), gripper)
+    return np.concatenate([np.asarray(vector, np.float32) for vector in vectors])
+
+
+def state_parts(observation: Mapping[str, Any]) -> dict[str, Any]:
+    """What a state vector is made of, as the simulator gave it: ``agent_pos``, or LIBERO's three by their paths.
+
+    Raises:
+        ConfigError: There is neither ``agent_pos`` nor ``robot_state``.
+    """
     if is_libero(observation):
         robot_state = observation["robot_state"]
         eef = robot_state["eef"]
-        parts = (eef["pos"], quaternion_to_axis_angle(eef["quat"]), robot_state["gripper"]["qpos"])
-        return np.concatenate([np.asarray(part, np.float32) for part in parts])
+        return {"eef.pos": eef["pos"], "eef.quat": eef["quat"], "gripper.qpos": robot_state["gripper"]["qpos"]}
     if "agent_pos" in observation:
-        return np.array(observation["agent_pos"], np.float32).reshape(-1)
+        return {"agent_pos": observation["agent_pos"]}
     raise ConfigError(
         f"the observation has no 'agent_pos' and no 'robot_state' but {sorted(observation)}: PolicyServer cannot serve "
         "a policy without a state; try --env.obs_type=pixels_agent_pos"
@@ -108,7 +123,7 @@ def quaternion_to_axis_angle(quaternion: NDArray[np.floating[Any]]) -> NDArray[n
     return axis_angle
 
 
-def write_image(source: NDArray[np.uint8], target: NDArray[np.uint8], *, rotate: bool) -> None:
+def write_image(source: NDArray[np.uint8], target: NDArray[np.uint8], rotate: bool) -> None:
     """Copy an image into given memory, on the way rotated by 180 degrees where wanted.
 
     Args:

@@ -47,11 +47,12 @@ def register_environment(env_type: str) -> Callable[[EnvironmentFactory], Enviro
     return register
 
 
-def make_environments(env_config: Any) -> list[Environment]:
+def make_environments(env_config: Any, *, success_key: str | None = None) -> list[Environment]:
     """The tasks that a LeRobot environment configuration names, in order.
 
     Args:
         env_config: A ``lerobot.envs.configs.EnvConfig``.
+        success_key: Where the info of a step says whether the task is solved; None: where environments usually do.
 
     Raises:
         ConfigError: An unknown task, or an environment that cannot be served; says what is missing.
@@ -63,7 +64,16 @@ def make_environments(env_config: Any) -> list[Environment]:
         environments = _factory_of(str(env_config.type))(env_config)
     if not environments:
         raise ConfigError(f"{flag} names no tasks")
+    if success_key is not None:
+        _listen_for(success_key, environments, flag)
     return environments
+
+
+def _listen_for(success_key: str, environments: list[Environment], flag: str) -> None:
+    for environment in environments:
+        if not hasattr(environment, "success_keys"):
+            raise ConfigError(f"--success_key={success_key}: {flag} says by itself what success is")
+        environment.success_keys = (success_key,)
 
 
 def _factory_of(env_type: str) -> EnvironmentFactory:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from async_delta_inference.client.record.results import EpisodeResult, EvaluationResult
-from async_delta_inference.client.record.statistics import async_figures, mean
+from async_delta_inference.client.record.statistics import async_figures, known_successes, mean
 
 __all__ = ["EVAL_INFO_NAME", "VideoOf", "eval_info", "write_eval_info"]
 
@@ -57,19 +58,28 @@ def eval_info(result: EvaluationResult, video_of: VideoOf = _no_video) -> dict[s
 
 
 def write_eval_info(path: Path, result: EvaluationResult, video_of: VideoOf = _no_video) -> None:
-    """Write `eval_info` as JSON."""
-    path.write_text(json.dumps(eval_info(result, video_of), indent=2) + "\n")
+    """Write `eval_info` as JSON, null for what is not known."""
+    path.write_text(json.dumps(_without_nan(eval_info(result, video_of)), indent=2, allow_nan=False) + "\n")
 
 
 def _aggregate(episodes: Sequence[EpisodeResult], video_of: VideoOf) -> dict[str, Any]:
     return {
         "avg_sum_reward": mean([e.sum_reward for e in episodes]),
         "avg_max_reward": mean([e.max_reward for e in episodes]),
-        "pc_success": 100 * mean([e.success for e in episodes]),
+        "pc_success": 100 * mean(known_successes(episodes)),
         "n_episodes": len(episodes),
         "video_paths": _videos(episodes, video_of),
         "predicted_video_paths": [],
     }
+
+
+def _without_nan(value: Any) -> Any:
+    """A figure that is not known is null: JSON knows no NaN."""
+    if isinstance(value, dict):
+        return {key: _without_nan(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _videos(episodes: Iterable[EpisodeResult], video_of: VideoOf) -> list[str]:

@@ -43,7 +43,7 @@ class EpisodeResult:
         episode: Index within the task.
         seed: What the environment was reset with, or None.
         init_state_id: Recorded initial state, or None.
-        success: Whether any step counted as solved.
+        success: Whether any step counted as solved; None where the environment never said.
         actions: float32 (T, A), as executed.
         rewards: float64 (T,).
         states: float32 (T, S), before each action.
@@ -62,7 +62,7 @@ class EpisodeResult:
     episode: int
     seed: int | None
     init_state_id: int | None
-    success: bool = False
+    success: bool | None = None
     actions: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))
     rewards: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
     states: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))
@@ -73,6 +73,11 @@ class EpisodeResult:
     stepping_s: float = 0.0
     reset_s: float = 0.0
     queue_sizes: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
+
+    def hear_success(self, success: bool | None) -> None:
+        """What a step said of it; None: nothing."""
+        if success is not None:
+            self.success = bool(self.success) or success
 
     @property
     def length(self) -> int:
@@ -115,8 +120,9 @@ class EvaluationResult:
 
     @property
     def success_rate(self) -> float:
-        """Fraction of the episodes that succeeded; NaN before the first."""
-        return float(np.mean([e.success for e in self.episodes])) if self.episodes else float("nan")
+        """Fraction that succeeded of the episodes of which it is known; NaN where that is none."""
+        known = [episode.success for episode in self.episodes if episode.success is not None]
+        return float(np.mean(known)) if known else float("nan")
 
     def by_task(self) -> dict[tuple[str, int], list[EpisodeResult]]:
         """Episodes by (task_group, task_id), in the order the tasks were run."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from async_delta_inference.client.record.results import EpisodeResult
 
-__all__ = ["async_figures", "mean", "success_interval"]
+__all__ = ["async_figures", "known_successes", "mean", "success_interval"]
 
 
 def success_interval(successes: Sequence[bool]) -> tuple[float, float]:
@@ -23,11 +23,17 @@ def success_interval(successes: Sequence[bool]) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
+def known_successes(episodes: Iterable[EpisodeResult]) -> list[bool]:
+    """Of the episodes of which it is known."""
+    return [episode.success for episode in episodes if episode.success is not None]
+
+
 def async_figures(episodes: Sequence[EpisodeResult]) -> dict[str, Any]:
     """What lerobot-eval has no word for.
 
     Returns:
-        ``success_interval`` (95 %, percent), ``mean_length`` (steps), ``control_hz`` (steps per wall second),
+        ``success_interval`` (95 %, percent), ``success_unknown`` (episodes whose environment did not say; not counted
+        in any rate), ``mean_length`` (steps), ``control_hz`` (steps per wall second),
         ``starved_steps`` (steps after the first of an episode at whose beginning no action was queued),
         ``chunks``, ``asynchronous_chunks`` (took effect while actions were queued), ``late_chunks``,
         ``latency_p50_s``, ``latency_p99_s`` (capture of the observation to arrival of its chunk), ``mean_delay_steps``,
@@ -38,7 +44,8 @@ def async_figures(episodes: Sequence[EpisodeResult]) -> dict[str, Any]:
     steps = sum(episode.length for episode in episodes)
     stepping_s = sum(episode.stepping_s for episode in episodes)
     return {
-        "success_interval": [100 * end for end in success_interval([e.success for e in episodes])],
+        "success_interval": [100 * end for end in success_interval(known_successes(episodes))],
+        "success_unknown": sum(episode.success is None for episode in episodes),
         "mean_length": steps / len(episodes) if episodes else math.nan,
         "control_hz": steps / stepping_s if stepping_s else math.nan,
         "starved_steps": sum(episode.starved_steps for episode in episodes),

@@ -18,7 +18,8 @@ class TrajectoryWriter(RunObserver):
     """Writes ``trajectories/<number>_<group>_<task>_<episode>.npz``, numbered through the run: names sort in its order.
 
     Arrays: ``action`` (T, A) float32; ``reward`` (T,) float64; ``state`` (T, S) float32, before each action;
-    ``success`` bool; ``seed`` and ``init_state_id`` int64, -1 for none; and one entry per chunk that took effect:
+    ``success`` bool, left out where the environment never said; ``seed`` and ``init_state_id`` int64, -1 for none; and
+    one entry per chunk that took effect:
     ``chunk_requested_step``, ``chunk_merged_step``, ``chunk_length`` int64, ``chunk_delay_steps`` int64.
     Nothing in it depends on wall time, so that equal runs leave equal files.
 
@@ -39,7 +40,6 @@ class TrajectoryWriter(RunObserver):
             "action": result.actions,
             "reward": result.rewards,
             "state": result.states,
-            "success": np.array(result.success),
             "seed": np.array(-1 if result.seed is None else result.seed, np.int64),
             "init_state_id": np.array(-1 if result.init_state_id is None else result.init_state_id, np.int64),
             "chunk_requested_step": requested,
@@ -47,5 +47,7 @@ class TrajectoryWriter(RunObserver):
             "chunk_delay_steps": merged - requested,
             "chunk_length": np.array([chunk.length for chunk in result.chunks], np.int64),
         }
+        if result.success is not None:
+            arrays["success"] = np.array(result.success)
         self._folder.write(f"trajectories/{name}", lambda path: np.savez(path, **arrays))
         self._episodes += 1

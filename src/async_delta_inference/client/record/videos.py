@@ -11,12 +11,13 @@ from async_delta_inference.client.environments.base import Environment, StepResu
 from async_delta_inference.client.record.observers import RunObserver
 from async_delta_inference.client.record.output_folder import OutputFolder
 from async_delta_inference.client.record.results import EpisodeResult
+from async_delta_inference.errors import FrameError
 
 __all__ = ["VideoRecorder"]
 
 
 class VideoRecorder(RunObserver):
-    """Writes ``videos/<group>_<task>/eval_episode_<i>_<success|failure>.mp4`` with LeRobot's own writer.
+    """Writes ``videos/<group>_<task>/eval_episode_<i>_<success|failure|unknown>.mp4`` with LeRobot's own writer.
 
     Args:
         folder: Of the run.
@@ -28,22 +29,23 @@ class VideoRecorder(RunObserver):
         self._n_videos = n_videos
         self._recording = False
         self._frames: list[NDArray[np.uint8]] = []
+        self._failed: FrameError | None = None
         self._written: set[str] = set()
 
     def episode_started(self, environment: Environment, episode: int) -> None:  # noqa: D102
-        self._recording = self._records(episode)
-        self._frames = [environment.video_frame()] if self._recording else []
+        self._recording, self._frames, self._failed = self._records(episode), [], None
+        self._record(environment)
 
     def stepped(self, environment: Environment, outcome: StepResult) -> None:  # noqa: D102
-        if self._recording:
-            self._frames.append(environment.video_frame())
+        self._record(environment)
 
     def episode_ended(self, environment: Environment, result: EpisodeResult) -> None:  # noqa: D102
         if not self._records(result.episode):
             return
         frames, self._frames = self._frames, []
+        failed, self._failed = self._failed, None
         name = _name_of(result)
-        if self._folder.write(name, lambda path: _write(path, frames, round(environment.fps))):
+        if self._folder.write(name, lambda path: _write(path, frames, failed, round(environment.fps))):
             self._written.add(name)
 
     def path_of(self, result: EpisodeResult) -> Path | None:
@@ -51,16 +53,26 @@ class VideoRecorder(RunObserver):
         name = _name_of(result)
         return self._folder.path / name if name in self._written else None
 
+    def _record(self, environment: Environment) -> None:
+        if not self._recording:
+            return
+        try:
+            self._frames.append(environment.video_frame())
+        except FrameError as exc:  # No video is worth an episode.
+            self._recording, self._failed = False, exc
+
     def _records(self, episode: int) -> bool:
         return episode < self._n_videos
 
 
 def _name_of(result: EpisodeResult) -> str:
-    outcome = "success" if result.success else "failure"
+    outcome = {True: "success", False: "failure", None: "unknown"}[result.success]
     return f"videos/{result.task_group}_{result.task_id}/eval_episode_{result.episode}_{outcome}.mp4"
 
 
-def _write(path: Path, frames: list[NDArray[np.uint8]], fps: int) -> None:
+def _write(path: Path, frames: list[NDArray[np.uint8]], failed: FrameError | None, fps: int) -> None:
+    if failed is not None:
+        raise failed
     from lerobot.utils.io_utils import write_video
 
     write_video(str(path), np.stack(frames), fps)

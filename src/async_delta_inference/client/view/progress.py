@@ -14,6 +14,9 @@ from async_delta_inference.client.record.results import EpisodeResult, Evaluatio
 __all__ = ["ProgressBar"]
 
 
+_OUTCOMES = {True: "success", False: "failure", None: "success not known"}
+
+
 class ProgressBar(RunObserver):
     """Two bars: the steps of this episode, and the episodes of the run.
 
@@ -32,7 +35,7 @@ class ProgressBar(RunObserver):
             console=console,
         )
         self._console = console
-        self._successes: list[bool] = []
+        self._successes: list[bool | None] = []
 
     def run_started(self, environments: Sequence[Environment], n_episodes: int) -> None:  # noqa: D102
         self._total = len(environments) * n_episodes
@@ -49,13 +52,14 @@ class ProgressBar(RunObserver):
 
     def episode_ended(self, environment: Environment, result: EpisodeResult) -> None:  # noqa: D102
         self._successes.append(result.success)
-        rate = f"success {sum(self._successes)}/{len(self._successes)}"
+        known = [success for success in self._successes if success is not None]
+        rate = f"success {sum(known)}/{len(known)}" if known else "success n/a"
         self._progress.update(self._episodes, advance=1, note=rate)
         if not self._console.is_terminal:
             # A log file gets a line per episode instead of a bar.
             self._console.print(
                 f"{environment.task_group}/{environment.task_id} episode {result.episode}: "
-                f"{'success' if result.success else 'failure'} after {result.length} steps, "
+                f"{_OUTCOMES[result.success]} after {result.length} steps, "
                 f"{result.stepping_s:.1f} s, {rate} ({len(self._successes)} of {self._total})"
             )
 

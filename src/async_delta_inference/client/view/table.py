@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.table import Table
 
 from async_delta_inference.client.record.results import EpisodeResult, EvaluationResult
-from async_delta_inference.client.record.statistics import async_figures
+from async_delta_inference.client.record.statistics import async_figures, known_successes
 
 __all__ = ["result_table"]
 
@@ -28,7 +28,8 @@ _COLUMNS = (
 def result_table(result: EvaluationResult) -> Table:
     """One row per task, and one overall when there are several.
 
-    Columns: episodes; success rate with its 95 % Wilson interval; mean sum of rewards; mean length in steps; control
+    Columns: episodes; success rate with its 95 % Wilson interval, of the episodes
+    of which it is known, n/a where there is none; mean sum of rewards; mean length in steps; control
     steps per wall second; steps at whose beginning no action was queued; chunks, and how many of them took effect while
     actions were still queued; seconds from the capture of an observation to the arrival of its chunk.
     """
@@ -44,14 +45,20 @@ def result_table(result: EvaluationResult) -> Table:
     return table
 
 
+def _success_cells(episodes: Sequence[EpisodeResult], interval: Sequence[float]) -> tuple[str, str]:
+    known = known_successes(episodes)
+    if not known:
+        return "n/a", "n/a"
+    of = "" if len(known) == len(episodes) else f" of {len(known)}"
+    return f"{100 * sum(known) / len(known):.1f} %{of}", f"{interval[0]:.0f}-{interval[1]:.0f} %"
+
+
 def _cells(episodes: Sequence[EpisodeResult]) -> list[str]:
     figures = async_figures(episodes)
     n = len(episodes)
-    low, high = figures["success_interval"]
     return [
         str(n),
-        f"{100 * sum(e.success for e in episodes) / n:.1f} %",
-        f"{low:.0f}-{high:.0f} %",
+        *_success_cells(episodes, figures["success_interval"]),
         f"{sum(e.sum_reward for e in episodes) / n:.3g}",
         f"{figures['mean_length']:.1f}",
         f"{figures['control_hz']:.1f}",
