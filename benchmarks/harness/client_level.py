@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from async_delta_inference import stages
-from async_delta_inference.client import Environment, SimClient, SimClientConfig, StepResult
+from async_delta_inference.client import Environment, EpisodeSpec, SimClient, SimClientConfig, StepResult
 from async_delta_inference.errors import ProtocolError
 from async_delta_inference.stage_trace import StageSpan, spans_of
 from async_delta_inference.transport import Observation
@@ -51,7 +51,7 @@ class StubEnvironment(Environment):
         self._nothing = StepResult(0.0, False, False, False)
         self.observed = 0
 
-    def reset(self, seed: int | None, *, render: bool = True) -> None:
+    def reset(self, spec: EpisodeSpec, *, render: bool = True) -> None:
         """Nothing to reset."""
 
     def step(self, action: NDArray[np.float32], *, render: bool = True) -> StepResult:

@@ -122,7 +122,7 @@ def _profile_ours(watch: Stopwatch, suite: str, task_id: int, frame_size: tuple[
     try:
         return _profile(
             watch,
-            lambda seed: environment.reset(seed, render=True),
+            lambda seed: environment.reset(environment.episode(0, seed), render=True),
             lambda: environment.step(action, render=False),
             resets,
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from libero_setup import SUITE_NAME
 
 from async_delta_inference.client.config import SimClientConfig
 from async_delta_inference.client.environments.construction import build_tasks
+from async_delta_inference.client.environments.episode import EpisodeSpec
 from async_delta_inference.client.environments.libero import LiberoEnvironment
 from async_delta_inference.client.environments.libero_setup import prepare_libero
 from async_delta_inference.client.record.statistics import success_interval
@@ -30,9 +32,15 @@ AGGREGATES = ("weighted_average", "latest_only", "average", "conservative")
 class HeldOutLibero(LiberoEnvironment):
     """Starts at a given init state, and stays alive when a client that used it stops."""
 
+    _first_init_state = 0
+
     def start_at(self, init_state_id: int) -> None:
-        """Makes the next reset use this init state; the ones after it follow."""
-        self._libero.init_state_id = init_state_id
+        """Makes episode 0 use this init state; the ones after it follow."""
+        self._first_init_state = init_state_id
+
+    def episode(self, episode: int, seed: int | None) -> EpisodeSpec:
+        """The episode of a held-out state."""
+        return replace(super().episode(episode, seed), init_state_id=self._first_init_state + episode)
 
     def close(self) -> None:
         """Does nothing: the next setting uses the same simulator. `release` closes it."""

@@ -136,7 +136,7 @@ def test_frames_are_written_straight_into_the_loan(simulator: Simulator, transpo
     environment = environment_of(simulator)
     allocated: list[int] = []
     for seed in range(9):
-        environment.reset(seed)
+        environment.reset(environment.episode(0, seed))
         loan = transport.loan_observation()
         slots = dict(loan.images)
         allocated.append(most_allocated_bytes(lambda loan=loan: environment.write_observation(loan)))
@@ -161,7 +161,7 @@ def test_loan_is_sent_and_answered_without_another_array_of_it(simulator: Simula
 
     allocated: list[int] = []
     for seed in range(9):
-        environment.reset(seed)
+        environment.reset(environment.episode(0, seed))
         loan = transport.loan_observation()
         loan.timestep = seed
         allocated.append(most_allocated_bytes(lambda loan=loan: exchange(loan)))

@@ -12,7 +12,7 @@ from control_run import Run
 from stub_environment import SOLVED, StubEnvironment
 
 from async_delta_inference import stages
-from async_delta_inference.client import SimClient, SimClientConfig
+from async_delta_inference.client import EpisodeSpec, SimClient, SimClientConfig
 from async_delta_inference.errors import ConfigError, EpisodeError, FeatureMismatchError, SetupRefusedError
 from async_delta_inference.stage_trace import read_marks
 from async_delta_inference.transport import Observation, PolicyNeeds, serve
@@ -73,9 +73,9 @@ def test_simulator_is_closed_before_the_next_one_is_needed(run: Run) -> None:
     closed: list[bool] = []
 
     class Watching(StubEnvironment):
-        def reset(self, seed: int | None, *, render: bool = True) -> None:
+        def reset(self, spec: EpisodeSpec, *, render: bool = True) -> None:
             closed.append(first.closed)
-            super().reset(seed, render=render)
+            super().reset(spec, render=render)
 
     second = Watching(task_id=1)
     run.environments = [first, second]

@@ -9,7 +9,7 @@ import pytest
 from env_rollouts import assert_same_episodes, random_actions, run_lerobot, run_ours
 from lerobot.envs.configs import AlohaEnv, PushtEnv
 
-from async_delta_inference.client.environments import Environment, make_environments
+from async_delta_inference.client.environments import Environment, EpisodeSpec, make_environments
 from async_delta_inference.errors import ConfigError, EpisodeError
 from async_delta_inference.transport import Observation
 
@@ -30,7 +30,7 @@ def test_pusht_episodes_are_lerobots() -> None:
 
 def test_pusht_ends_when_solved() -> None:
     env = one(PushtEnv())
-    env.reset(0)
+    env.reset(env.episode(0, 0))
     simulator: Any = env._env.unwrapped  # type: ignore[attr-defined]
     simulator.goal_pose = np.array([*simulator.block.position, simulator.block.angle])
     result = env.step(env.hold_action())
@@ -55,12 +55,12 @@ def test_what_pusht_says_of_itself() -> None:
     # LeRobot's config says 384 x 384; what it builds renders 96 x 96.
     assert dict(env.features.images) == {"image": (96, 96, 3)}
     assert (env.action_dim, env.max_episode_steps) == (2, 12)
-    assert env.init_state_id is None
+    assert env.episode(2, 1002) == EpisodeSpec("pusht", 0, 2, 1002, None)
 
 
 def test_holding_still_holds_the_pusht_agent_still() -> None:
     env = one(PushtEnv())
-    env.reset(3)
+    env.reset(env.episode(0, 3))
     for _ in range(30):
         env.step(np.array([200, 300], np.float32))
     before = env.state()
@@ -71,7 +71,7 @@ def test_holding_still_holds_the_pusht_agent_still() -> None:
 
 def test_holding_still_holds_the_aloha_arms_still() -> None:
     env = one(AlohaEnv())
-    env.reset(3, render=False)
+    env.reset(env.episode(0, 3), render=False)
     target = env.state()
     target[[1, 8]] += 0.2  # both shoulders
     for _ in range(40):
@@ -104,19 +104,19 @@ def test_use_before_reset_and_after_close() -> None:
         env.step(np.zeros(2, np.float32))
     with pytest.raises(EpisodeError, match="never reset"):
         env.write_observation(observation)
-    env.reset(1)
+    env.reset(env.episode(0, 1))
     first = env.state()
     env.close()
     env.close()
     with pytest.raises(EpisodeError, match="never reset"):
         env.video_frame()
-    env.reset(1)
+    env.reset(env.episode(0, 1))
     assert np.array_equal(env.state(), first)
 
 
 def test_frames_not_rendered_cannot_be_had() -> None:
     env = one(PushtEnv())
-    env.reset(1, render=False)
+    env.reset(env.episode(0, 1), render=False)
     with pytest.raises(EpisodeError, match="told not to render"):
         env.write_observation(Observation.empty(env.features))
     env.step(np.zeros(2, np.float32), render=True)
@@ -125,7 +125,7 @@ def test_frames_not_rendered_cannot_be_had() -> None:
 
 def test_a_failing_simulator_is_an_episode_error() -> None:
     env = one(PushtEnv())
-    env.reset(1)
+    env.reset(env.episode(0, 1))
     with pytest.raises(EpisodeError, match="pusht/0 failed in step"):
         env.step(np.zeros(5, np.float32))
 

@@ -36,8 +36,8 @@ def test_a_vector_becomes_the_state_and_what_is_rendered_the_camera() -> None:
 def test_lerobots_layout_is_taken_as_it_is(task: str) -> None:
     (env,) = make_environments(GymnasiumEnv(task=task, make_kwargs={"obs_type": "pixels_agent_pos"}))
     (known,) = make_environments(PushtEnv())
-    env.reset(5)
-    known.reset(5)
+    env.reset(env.episode(0, 5))
+    known.reset(known.episode(0, 5))
     assert dict(env.features.images) == dict(known.features.images)
     assert np.array_equal(env.state(), known.state())
     assert env.task_group == "gym_pusht_PushT-v0"

@@ -72,11 +72,8 @@ def test_episodes_are_lerobots(suite: str, task_id: int, length: int, episodes: 
 @pytest.mark.parametrize("length", [8, pytest.param(280, marks=LONG)])
 def test_rendering_on_demand_changes_nothing(basket: Environment, length: int) -> None:
     """Whole episodes: states, rewards and the frames that were rendered, videos or not."""
-    restart(basket)
     always = run_ours(basket, ACTIONS, episodes=2, every=1, max_steps=length)
-    restart(basket)
     seldom = run_ours(basket, ACTIONS, episodes=2, every=5, max_steps=length)
-    restart(basket)
     filmed = run_ours(basket, ACTIONS, episodes=1, every=5, max_steps=min(length, 30), video=True)
     assert_same_episodes(seldom, always)
     assert [len(episode.images) for episode in always] == [length + 1] * 2
@@ -84,13 +81,8 @@ def test_rendering_on_demand_changes_nothing(basket: Environment, length: int) -
         assert left.tobytes() == right.tobytes()
 
 
-def restart(env: Environment) -> None:
-    """Back to the first initial state."""
-    env._libero.init_state_id = 0  # type: ignore[attr-defined]
-
-
 def test_video_frames_are_upright_and_current(basket: Environment) -> None:
-    basket.reset(0)
+    basket.reset(basket.episode(0, 0))
     shown = Observation.empty(basket.features)
     basket.write_observation(shown)
     assert np.array_equal(basket.video_frame(), shown.images["image"])
@@ -102,7 +94,7 @@ def test_video_frames_are_upright_and_current(basket: Environment) -> None:
 
 
 def test_frames_not_rendered_cannot_be_had(basket: Environment) -> None:
-    basket.reset(0, render=False)
+    basket.reset(basket.episode(0, 0), render=False)
     with pytest.raises(EpisodeError, match="told not to render"):
         basket.write_observation(Observation.empty(basket.features))
     basket.step(ACTIONS(0, 0), render=True)
@@ -110,7 +102,7 @@ def test_frames_not_rendered_cannot_be_had(basket: Environment) -> None:
 
 
 def test_frames_go_into_the_given_memory(basket: Environment) -> None:
-    basket.reset(0)
+    basket.reset(basket.episode(0, 0))
     observation = Observation.empty(basket.features)
     images = dict(observation.images)
     for image in images.values():
@@ -129,7 +121,7 @@ def test_what_it_says_of_itself(basket: Environment) -> None:
 
 
 def test_holding_still_keeps_the_arm_and_the_gripper_as_they_were(basket: Environment) -> None:
-    basket.reset(0, render=False)
+    basket.reset(basket.episode(0, 0), render=False)
     assert basket.hold_action().tolist() == [0] * 6 + [-1]
     for _ in range(10):
         basket.step(np.array([0.3, 0, -0.3, 0, 0, 0, 0.5], np.float32), render=False)
@@ -142,23 +134,14 @@ def test_holding_still_keeps_the_arm_and_the_gripper_as_they_were(basket: Enviro
     assert np.abs(basket.state() - before)[:6].max() < 5e-3
 
 
-def test_initial_states_advance_with_every_reset_and_survive_a_close(basket: Environment) -> None:
-    restart(basket)
-    states = []
-    for expected in range(2):
-        basket.reset(1000 + expected, render=False)
-        assert basket.init_state_id == expected
-        states.append(basket.state())
-    assert not np.array_equal(states[0], states[1])
-    basket.close()
-    basket.reset(1002, render=False)
-    assert basket.init_state_id == 2
+def test_episodes_start_from_the_recorded_states_in_turn(basket: Environment) -> None:
+    assert [basket.episode(index, 1000 + index).init_state_id for index in (0, 1, 49, 50)] == [0, 1, 49, 0]
 
 
 def test_a_kept_model_is_put_back_as_it_was_compiled() -> None:
     """Every byte of it, after fixtures were moved, sites toggled and an episode played."""
     env = one("libero_goal", 3)
-    env.reset(1000, render=False)
+    env.reset(env.episode(0, 1000), render=False)
     simulator: Any = env._libero._env.env  # type: ignore[attr-defined]
     fresh = mujoco.MjModel.from_xml_string(simulator._compiled.xml)
     kept = simulator.sim.model._model
@@ -198,7 +181,7 @@ def test_every_task_of_a_suite_is_there(suite: str, tasks: int, limit: int) -> N
 @pytest.mark.parametrize(("suite", "every"), [*((suite, 1) for suite in SUITES), ("libero_90", 9)])
 def test_every_task_of_a_suite_runs(suite: str, every: int) -> None:
     for env in make_environments(LiberoEnv(task=suite, observation_height=96, observation_width=96))[::every]:
-        env.reset(1000)
+        env.reset(env.episode(0, 1000))
         observation = Observation.empty(env.features)
         env.write_observation(observation)
         assert all(image.std() > 1 for image in observation.images.values())

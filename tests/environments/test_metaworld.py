@@ -29,7 +29,7 @@ def expert_actions(env: Environment, episodes: int) -> ActionSource:
 
     recorded: dict[tuple[int, int], NDArray[np.float32]] = {}
     for episode in range(episodes):
-        env.reset(1000 + episode, render=False)
+        env.reset(env.episode(0, 1000 + episode), render=False)
         simulator: Any = env._env.unwrapped._env  # type: ignore[attr-defined]
         expert = TASK_POLICY_MAPPING["reach-v3"]()
         seen = simulator._get_obs()
@@ -77,7 +77,7 @@ def test_rendering_on_demand_changes_nothing(reach: Environment) -> None:
 @pytest.mark.filterwarnings("ignore:Constant")
 def test_the_frame_of_a_solved_task_is_not_the_next_episodes(reach: Environment) -> None:
     actions = expert_actions(reach, 1)
-    reach.reset(1000)
+    reach.reset(reach.episode(0, 1000))
     first = reach.video_frame()
     for step in range(47):
         result = reach.step(actions(0, step), render=False)
@@ -97,7 +97,7 @@ def test_what_it_says_of_itself(reach: Environment) -> None:
 
 
 def test_holding_still_keeps_the_gripper_as_it_was(reach: Environment) -> None:
-    reach.reset(1, render=False)
+    reach.reset(reach.episode(0, 1), render=False)
     assert reach.hold_action().tolist() == [0, 0, 0, -1]
     for _ in range(10):
         reach.step(np.array([0.5, 0, 0, 0.75], np.float32), render=False)
@@ -111,10 +111,10 @@ def test_holding_still_keeps_the_gripper_as_it_was(reach: Environment) -> None:
 
 
 def test_a_closed_environment_is_built_anew(reach: Environment) -> None:
-    reach.reset(7, render=False)
+    reach.reset(reach.episode(0, 7), render=False)
     state = reach.state()
     reach.close()
-    reach.reset(7)
+    reach.reset(reach.episode(0, 7))
     assert np.array_equal(reach.state(), state)
     reach.write_observation(Observation.empty(reach.features))
 

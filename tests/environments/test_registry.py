@@ -78,7 +78,7 @@ def test_an_unregistered_environment_is_run_as_lerobot_builds_it() -> None:
     assert env.features.state_names == ("state_0", "state_1", "state_2")
     assert dict(env.features.images) == {"image": (8, 6, 3)}
     assert (env.max_episode_steps, env.action_dim, env.task_description) == (7, 2, "count")
-    env.reset(5)
+    env.reset(env.episode(0, 5))
     results = [env.step(np.zeros(2, np.float32)) for _ in range(7)]
     assert [r.truncated for r in results] == [False] * 6 + [True]
     assert all(r.success for r in results)
@@ -101,7 +101,7 @@ def test_one_registered_function_adds_an_environment(toy_registration: None) -> 
     (env,) = make_environments(ToyConfig(observation_space=odd))
     assert env.features.state_names == ("a", "b", "c")
     assert dict(env.features.images) == {"eye": (8, 6, 3)}
-    env.reset(5)
+    env.reset(env.episode(0, 5))
     observation = Observation.empty(env.features)
     env.write_observation(observation)
     assert np.array_equal(observation.images["eye"], env._raw["pixels"]["eye"])  # type: ignore[attr-defined]
@@ -140,7 +140,7 @@ def test_a_registered_environment_says_its_step_limit_and_how_to_go_on_without_r
 
     (env,) = make_environments(ToyConfig(task="Endless-v0"))
     assert env.max_episode_steps == 3
-    env.reset(5)
+    env.reset(env.episode(0, 5))
     for render in (False, True, False, False):
         env.step(np.zeros(2, np.float32), render=render)
     assert cameras[0].rendered == 1

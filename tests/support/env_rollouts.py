@@ -65,8 +65,9 @@ def run_ours(
                 env.video_frame()
             episode.states.append(env.state())
 
-        env.reset(seed + index, render=True)
-        episode.init_state_id, episode.task = env.init_state_id, env.task_description
+        spec = env.episode(index, seed + index)
+        env.reset(spec, render=True)
+        episode.init_state_id, episode.task = spec.init_state_id, env.task_description
         look(0)
         for t in range(limit):
             result = env.step(actions(index, t), render=(t + 1) % every == 0)

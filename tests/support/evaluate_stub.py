@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from stub_environment import StubEnvironment
 
-from async_delta_inference.client import Environment, SimClientConfig, StepResult, register_environment
+from async_delta_inference.client import Environment, EpisodeSpec, SimClientConfig, StepResult, register_environment
 from async_delta_inference.client.cli import _evaluate
 from async_delta_inference.command_line import run_command
 from async_delta_inference.transport import Observation, serve
@@ -67,8 +67,8 @@ class Stub(StubEnvironment):
         self._does = does
         self._closed_times = 0
 
-    def reset(self, seed: int | None, *, render: bool = True) -> None:
-        super().reset(seed, render=render)
+    def reset(self, spec: EpisodeSpec, *, render: bool = True) -> None:
+        super().reset(spec, render=render)
         self._do(f"reset {len(self.seeds) - 1}")
 
     def step(self, action: NDArray[np.float32], *, render: bool = True) -> StepResult:

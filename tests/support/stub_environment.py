@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from async_delta_inference.client import Environment, StepResult
+from async_delta_inference.client import Environment, EpisodeSpec, StepResult
 from async_delta_inference.errors import ConfigError, EpisodeError
 from async_delta_inference.transport import Observation, ObservationFeatures
 
@@ -52,9 +52,9 @@ class StubEnvironment(Environment):
         self._holds = holds
         self._step = 0
 
-    def reset(self, seed: int | None, *, render: bool = True) -> None:
+    def reset(self, spec: EpisodeSpec, *, render: bool = True) -> None:
         began_s = time.perf_counter()
-        self.seeds.append(seed)
+        self.seeds.append(spec.seed)
         self.actions.append([])
         self.rendered.append([render])
         self.steps_s.append([])

@@ -3,6 +3,7 @@
 from async_delta_inference.client.config import SimClientConfig
 from async_delta_inference.client.control.aggregation import register_aggregate_function
 from async_delta_inference.client.environments.base import Environment, StepResult
+from async_delta_inference.client.environments.episode import EpisodeSpec
 from async_delta_inference.client.environments.registry import register_environment
 from async_delta_inference.client.record.observers import RunObserver
 from async_delta_inference.client.record.results import EpisodeResult, EvaluationResult
@@ -11,6 +12,7 @@ from async_delta_inference.client.sim_client import SimClient
 __all__ = [
     "Environment",
     "EpisodeResult",
+    "EpisodeSpec",
     "EvaluationResult",
     "RunObserver",
     "SimClient",

@@ -231,7 +231,6 @@ class SimClientConfig:
     def control_options(self) -> ControlOptions:
         """What the control loop needs to know of all this."""
         return ControlOptions(
-            seed=self.seed,
             chunk_size_threshold=self.chunk_size_threshold,
             must_go=self.must_go,
             one_request_in_flight=self.one_request_in_flight,

@@ -264,7 +264,8 @@ class SimClient:
             for episode in range(self.config.n_episodes):
                 if not self.running:
                     return
-                result = loop.run_episode(environment, episode, task)
+                spec = environment.episode(episode, self.config.seed + episode)
+                result = loop.run_episode(environment, spec, task)
                 if result is not None:
                     self._keep(environment, result)
         finally:

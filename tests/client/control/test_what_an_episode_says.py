@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from control_run import Run, executed
 from stub_environment import StubEnvironment
 
 from async_delta_inference import stages
-from async_delta_inference.client import EpisodeResult, RunObserver, StepResult
+from async_delta_inference.client import EpisodeResult, EpisodeSpec, RunObserver, StepResult
 from async_delta_inference.transport import Observation
 
 
@@ -28,9 +29,8 @@ def test_actions_states_and_rewards_are_those_of_the_steps(run: Run) -> None:
 
 def test_initial_state_is_the_environments(run: Run) -> None:
     class Recorded(StubEnvironment):
-        @property
-        def init_state_id(self) -> int:
-            return 40 + len(self.seeds)
+        def episode(self, episode: int, seed: int | None) -> EpisodeSpec:
+            return replace(super().episode(episode, seed), init_state_id=41 + episode)
 
     run.environments = [Recorded(task_id=3)]
     result = run(n_episodes=2, seed=7)
@@ -51,9 +51,9 @@ def test_queue_is_measured_at_the_beginning_of_each_step(run: Run) -> None:
 class Slow(StubEnvironment):
     """Takes its time, so that no span can hide in another."""
 
-    def reset(self, seed: int | None, *, render: bool = True) -> None:
+    def reset(self, spec: EpisodeSpec, *, render: bool = True) -> None:
         time.sleep(0.05)
-        super().reset(seed, render=render)
+        super().reset(spec, render=render)
 
     def write_observation(self, observation: Observation) -> None:
         time.sleep(0.05)

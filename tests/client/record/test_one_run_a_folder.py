@@ -12,7 +12,7 @@ from control_run import Run
 from stub_environment import SOLVED, StubEnvironment
 from stub_process import episodes_kept, run_stub, stub_process
 
-from async_delta_inference.client import SimClient, SimClientConfig
+from async_delta_inference.client import EpisodeSpec, SimClient, SimClientConfig
 from async_delta_inference.client.record import output_folder
 from async_delta_inference.client.record.output_folder import OutputFolder
 from async_delta_inference.errors import ConfigError, EpisodeError
@@ -147,7 +147,7 @@ def test_results_are_replaced_only_by_results(run: Run) -> None:
     before = {path: path.read_bytes() for path in first.output_dir.rglob("*") if path.is_file()}
 
     class Broken(StubEnvironment):
-        def reset(self, seed: int | None, *, render: bool = True) -> None:
+        def reset(self, spec: EpisodeSpec, *, render: bool = True) -> None:
             raise EpisodeError("it broke")
 
     run.environments = [Broken()]

@@ -20,6 +20,7 @@ from async_delta_inference.client.control.clock import Clock
 from async_delta_inference.client.control.device import device_converter
 from async_delta_inference.client.control.options import ControlOptions
 from async_delta_inference.client.environments.base import Environment
+from async_delta_inference.client.environments.episode import EpisodeSpec
 from async_delta_inference.client.record.observers import RunObserver
 from async_delta_inference.client.record.results import ChunkRecord, EpisodeResult
 from async_delta_inference.transport import ActionChunk, Transport
@@ -78,12 +79,12 @@ class ControlLoop:
         self._captured_ns: dict[int, int] = {}
         self._result: EpisodeResult
 
-    def run_episode(self, environment: Environment, episode: int, task: str) -> EpisodeResult | None:
+    def run_episode(self, environment: Environment, spec: EpisodeSpec, task: str) -> EpisodeResult | None:
         """One episode from reset to end.
 
         Args:
             environment: To reset and step.
-            episode: Index within the task; its seed is the configured one plus this.
+            spec: The episode, of that environment's task.
             task: Instruction given to the policy; empty: the environment's own.
 
         Returns:
@@ -99,16 +100,15 @@ class ControlLoop:
         self._first_timestep = queue.next_timestep
         self._request = None
         self._captured_ns.clear()
-        seed = options.seed + episode
         started_s = time.perf_counter()
-        environment.reset(seed, render=True)
+        environment.reset(spec, render=True)
         reset_s = time.perf_counter() - started_s
         self._result = EpisodeResult(
-            environment.task_group, environment.task_id, episode, seed, environment.init_state_id, reset_s=reset_s
+            spec.task_group, spec.task_id, spec.episode, spec.seed, spec.init_state_id, reset_s=reset_s
         )
         if options.on_starvation == "hold":
             environment.hold_action()  # Where nobody said how it holds, a run must end here and not at its first stall.
-        self._observer.episode_started(environment, episode)
+        self._observer.episode_started(environment, spec.episode)
         instruction = task or environment.task_description
         steps = _StepLog()
         started_s = time.perf_counter()

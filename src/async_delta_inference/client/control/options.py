@@ -12,7 +12,6 @@ class ControlOptions:
     """Named as the flags they come from, and checked there.
 
     Args:
-        seed: Episode i of a task is reset with seed + i.
         chunk_size_threshold: Ask for a chunk when queued actions / chunk size <= this.
         must_go: ``always`` or ``queue_empty``: when the server has to answer.
         one_request_in_flight: False: send an observation every step while the queue is short.
@@ -21,7 +20,6 @@ class ControlOptions:
         client_device: Torch device of the actions given to the environment.
     """
 
-    seed: int
     chunk_size_threshold: float
     must_go: str
     one_request_in_flight: bool

@@ -2,12 +2,14 @@
 
 from async_delta_inference.client.environments.base import Environment, StepResult
 from async_delta_inference.client.environments.construction import LeRobotTask, build_tasks
+from async_delta_inference.client.environments.episode import EpisodeSpec
 from async_delta_inference.client.environments.lerobot_env import EnvironmentTraits, LeRobotEnvironment
 from async_delta_inference.client.environments.registry import make_environments, register_environment
 
 __all__ = [
     "Environment",
     "EnvironmentTraits",
+    "EpisodeSpec",
     "LeRobotEnvironment",
     "LeRobotTask",
     "StepResult",

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from async_delta_inference.client.environments.episode import EpisodeSpec
 from async_delta_inference.transport import Observation, ObservationFeatures
 
 __all__ = ["Environment", "StepResult"]
@@ -56,12 +57,21 @@ class Environment(ABC):
     max_episode_steps: int
     fps: float
 
-    @abstractmethod
-    def reset(self, seed: int | None, *, render: bool = True) -> None:
-        """Start an episode exactly as ``lerobot-eval`` would.
+    def episode(self, episode: int, seed: int | None) -> EpisodeSpec:
+        """The specification of one of its episodes, as ``lerobot-eval`` would choose it.
 
         Args:
-            seed: What the episode is drawn with; None: whatever the simulator likes.
+            episode: Index within the task, from 0.
+            seed: What it is to be reset with.
+        """
+        return EpisodeSpec(self.task_group, self.task_id, episode, seed)
+
+    @abstractmethod
+    def reset(self, spec: EpisodeSpec, *, render: bool = True) -> None:
+        """Start an episode exactly as ``lerobot-eval`` would, whatever this environment has done before.
+
+        Args:
+            spec: What the episode depends on.
             render: Whether the first observation's frames will be wanted.
 
         Raises:
@@ -100,11 +110,6 @@ class Environment(ABC):
     @abstractmethod
     def video_frame(self) -> NDArray[np.uint8]:
         """uint8 (H, W, 3) of the current state, for a video; what it costs changes nothing in the run."""
-
-    @property
-    def init_state_id(self) -> int | None:
-        """Which recorded initial state this episode started from, or None where there is no such thing."""
-        return None
 
     @abstractmethod
     def close(self) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from async_delta_inference.client.environments.base import Environment, StepResult
+from async_delta_inference.client.environments.episode import EpisodeSpec
 from async_delta_inference.errors import AsyncDeltaError, EpisodeError
 from async_delta_inference.transport import Observation
 
@@ -41,13 +42,13 @@ class GuardedEnvironment(Environment):
         """Group and index, for messages."""
         return f"{self.task_group}/{self.task_id}"
 
-    @property
-    def init_state_id(self) -> int | None:  # noqa: D102
-        return self._environment.init_state_id
+    def episode(self, episode: int, seed: int | None) -> EpisodeSpec:  # noqa: D102
+        with simulator_errors(self.name, "episode"):
+            return self._environment.episode(episode, seed)
 
-    def reset(self, seed: int | None, *, render: bool = True) -> None:  # noqa: D102
+    def reset(self, spec: EpisodeSpec, *, render: bool = True) -> None:  # noqa: D102
         with simulator_errors(self.name, "reset"):
-            self._environment.reset(seed, render=render)
+            self._environment.reset(spec, render=render)
 
     def step(self, action: NDArray[np.float32], *, render: bool = True) -> StepResult:  # noqa: D102
         with simulator_errors(self.name, "step"):

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from async_delta_inference.client.environments.base import Environment, StepResult
 from async_delta_inference.client.environments.construction import LeRobotTask
 from async_delta_inference.client.environments.declared import Declared, example_of
+from async_delta_inference.client.environments.episode import EpisodeSpec
 from async_delta_inference.client.environments.guarded import simulator_errors
 from async_delta_inference.client.environments.observation import (
     LIBERO_STATE_NAMES,
@@ -98,7 +99,7 @@ class LeRobotEnvironment(Environment):
         """Group and index, for messages."""
         return f"{self.task_group}/{self.task_id}"
 
-    def reset(self, seed: int | None, *, render: bool = True) -> None:  # noqa: D102
+    def reset(self, spec: EpisodeSpec, *, render: bool = True) -> None:  # noqa: D102
         from lerobot.envs.utils import NEW_ROLLOUT_OPTION
 
         if self._env is None:
@@ -106,7 +107,7 @@ class LeRobotEnvironment(Environment):
         self._last_action = None
         with self._simulator_errors("reset"):
             self._want_frames(render, resetting=True)
-            given: Any = self._env.reset(seed=seed, options={NEW_ROLLOUT_OPTION: True})
+            given: Any = self._env.reset(seed=spec.seed, options={NEW_ROLLOUT_OPTION: True})
         # Before gymnasium it was the observation alone, and a dictionary of two unpacks into its keys.
         if not isinstance(given, tuple) or len(given) != 2:
             raise EpisodeError(f"{self.name} gave a {type(given).__name__} in reset; needed are observation and info")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,15 +10,24 @@ from numpy.typing import NDArray
 
 from async_delta_inference.client.environments.base import Environment
 from async_delta_inference.client.environments.construction import LeRobotTask, build_tasks
+from async_delta_inference.client.environments.episode import EpisodeSpec
 from async_delta_inference.client.environments.lerobot_env import EnvironmentTraits, LeRobotEnvironment
 from async_delta_inference.client.environments.libero_cameras import LiberoFrameGate
 from async_delta_inference.client.environments.libero_setup import prepare_libero
-from async_delta_inference.client.environments.libero_simulator import lean_simulators
+from async_delta_inference.client.environments.libero_simulator import LeanSimulator, lean_simulators
 from async_delta_inference.client.environments.registry import register_environment
 from async_delta_inference.errors import ConfigError, EpisodeError
 
 GRIPPER_OPEN = -1.0
-_RELIED_ON = ("_env", "_init_states", "init_state_id", "num_steps_wait", "camera_name", "camera_name_mapping")
+_RELIED_ON = (
+    "_ensure_env",
+    "_env",
+    "_init_states",
+    "init_state_id",
+    "num_steps_wait",
+    "camera_name",
+    "camera_name_mapping",
+)
 
 
 class LiberoEnvironment(LeRobotEnvironment):
@@ -31,25 +40,23 @@ class LiberoEnvironment(LeRobotEnvironment):
 
     def __init__(self, task: LeRobotTask, *, absolute: bool = False) -> None:
         super().__init__(task, EnvironmentTraits(hold_action=_hold_pose if absolute else _hold_displacement))
-        # Kept for good: its place in the list of initial states outlives the simulator.
         self._libero: Any = task.env.unwrapped
         if missing := [name for name in _RELIED_ON if not hasattr(self._libero, name)]:
             raise ConfigError(f"the installed LeRobot's LiberoEnv lacks {', '.join(missing)}: use lerobot 0.6.1")
         self._rebuild = lambda: task.env
         self._gate = LiberoFrameGate()
-        self._init_state_id: int | None = None
 
-    @property
-    def init_state_id(self) -> int | None:  # noqa: D102
-        return self._init_state_id
-
-    def reset(self, seed: int | None, *, render: bool = True) -> None:  # noqa: D102
+    def episode(self, episode: int, seed: int | None) -> EpisodeSpec:  # noqa: D102
         states = self._libero._init_states
-        upcoming = None if states is None else int(self._libero.init_state_id % len(states))
+        return replace(super().episode(episode, seed), init_state_id=None if states is None else episode % len(states))
+
+    def reset(self, spec: EpisodeSpec, *, render: bool = True) -> None:  # noqa: D102
+        # LeRobot counts its resets and takes the next state; here the specification says which.
+        self._libero.init_state_id = spec.init_state_id or 0
+        with self._simulator_errors("reset"):
+            self._simulator().begin_episode(spec.episode)
         self._gate.expect_reset(render, self._libero.num_steps_wait)
-        with lean_simulators(self._gate) if self._libero._env is None else nullcontext():
-            super().reset(seed, render=render)
-        self._init_state_id = upcoming
+        super().reset(spec, render=render)
 
     def video_frame(self) -> NDArray[np.uint8]:
         """The first camera, upright. What the policy was shown where it was shown anything, else rendered now."""
@@ -60,6 +67,15 @@ class LiberoEnvironment(LeRobotEnvironment):
         else:
             image = self._render_now(observable.removesuffix("_image"))
         return np.ascontiguousarray(image[::-1, ::-1])
+
+    def _simulator(self) -> LeanSimulator:
+        """Inside LIBERO's wrapper, inside LeRobot's; built where it is not yet."""
+        if self._libero._env is None:
+            self._gate.expect_reset(False, 0)
+            with lean_simulators(self._gate):
+                self._libero._ensure_env()
+        simulator: LeanSimulator = self._libero._env.env
+        return simulator
 
     def _render_now(self, camera: str) -> NDArray[np.uint8]:
         sim = self._libero._env.sim

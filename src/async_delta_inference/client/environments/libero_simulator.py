@@ -23,9 +23,16 @@ from async_delta_inference.client.environments.libero_cameras import (
 )
 from async_delta_inference.errors import ConfigError
 
-__all__ = ["CompiledModel", "lean_simulators"]
+__all__ = ["CompiledModel", "LeanSimulator", "lean_simulators"]
 
-_RELIED_ON = ("_create_camera_sensors", "_destroy_sim", "_initialize_sim", "_reset_internal", "_update_observables")
+_RELIED_ON = (
+    "_add_placement_initializer",
+    "_create_camera_sensors",
+    "_destroy_sim",
+    "_initialize_sim",
+    "_reset_internal",
+    "_update_observables",
+)
 _IMMUTABLE = ("tex_", "mesh_", "skin_", "hfield_", "flex_", "bvh_", "oct_", "text_", "names")
 
 if TYPE_CHECKING:
@@ -90,6 +97,19 @@ class LeanSimulator(_Domain):  # type: ignore[misc]
     _compiled: CompiledModel | None = None
     _idle_sim: Any = None
     _context_is_old = False
+    _samplers_when_built: list[Any] | None = None
+    _samplers_of_a_reset: list[Any]
+    object_property_initializers: list[Any]
+
+    def begin_episode(self, episode: int) -> None:
+        """The next reset is to be the ``episode``-th since the simulator was built, counted from 0, whichever it is.
+
+        LIBERO keeps the samplers of drawers and knobs, adds them once more in every reset and asks all of them: each
+        reset draws more numbers than the one before it, and so places its fixtures elsewhere.
+        """
+        if self._samplers_when_built is None:
+            self._samplers_when_built = list(self.object_property_initializers)
+        self.object_property_initializers[:] = self._samplers_when_built + self._samplers_of_a_reset * episode
 
     def step(self, action: Any) -> Any:
         """One control step, rendering only what the gate lets through."""
@@ -123,6 +143,11 @@ class LeanSimulator(_Domain):  # type: ignore[misc]
 
         rendered.__modality__ = sensor.__modality__  # type: ignore[attr-defined]
         return rendered
+
+    def _add_placement_initializer(self) -> None:
+        before = len(self.object_property_initializers)
+        super()._add_placement_initializer()
+        self._samplers_of_a_reset = self.object_property_initializers[before:]
 
     def _destroy_sim(self) -> None:
         """Called first in a hard reset: keep it, the model that comes next is most likely the same."""

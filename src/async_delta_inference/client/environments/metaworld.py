@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from async_delta_inference.client.environments.base import Environment
 from async_delta_inference.client.environments.construction import build_tasks, require_packages
+from async_delta_inference.client.environments.episode import EpisodeSpec
 from async_delta_inference.client.environments.frame_gate import FrameGate
 from async_delta_inference.client.environments.headless import prepare_rendering
 from async_delta_inference.client.environments.lerobot_env import EnvironmentTraits, LeRobotEnvironment
@@ -24,12 +25,12 @@ class MetaworldEnvironment(LeRobotEnvironment):
 
     _gate: _RenderGate | None = None
 
-    def reset(self, seed: int | None, *, render: bool = True) -> None:  # noqa: D102
+    def reset(self, spec: EpisodeSpec, *, render: bool = True) -> None:  # noqa: D102
         if self._env is None:
             self._env = self._rebuild()
         with self._simulator_errors("reset"):
             self._gate = _gate_of(self._env.unwrapped)
-        super().reset(seed, render=render)
+        super().reset(spec, render=render)
 
     def video_frame(self) -> NDArray[np.uint8]:
         """What the policy was shown where it was shown anything, else rendered now."""
