@@ -171,7 +171,7 @@ def test_a_frame_that_is_grey_clear_or_of_floats_is_served_as_three_channels(nam
     task = odd(f"Sees{name}", **members)
     (env,) = make_environments(GymnasiumEnv(task=task))
     assert dict(env.features.images) == {"image": (16, 16, 3)}
-    env.reset(0)
+    env.reset(env.episode(0, 0))
     observation = Observation.empty(env.features)
     env.write_observation(observation)
     assert np.array_equal(observation.images["image"], np.dstack([GREY] * 3))

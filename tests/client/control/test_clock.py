@@ -143,7 +143,7 @@ def test_clock_is_started_after_each_reset_and_waited_for_between_steps(tmp_path
             lambda: True,
         )
         for episode in range(2):
-            loop.run_episode(environment, episode, "")
+            loop.run_episode(environment, environment.episode(episode, 1000), "")
     one_episode = [
         ("start_episode", 0),
         ("due_step", 0),
