@@ -56,7 +56,7 @@ def test_session_that_cannot_be_is_refused(change: dict) -> None:
         SessionSpec(features=FEATURES, **fields)
 
 
-@pytest.mark.parametrize(("policy_type", "path", "names"), [("act", "p", True), ("", "p", False), ("act", "", False)])
+@pytest.mark.parametrize(("policy_type", "path", "names"), [("act", "p", True), ("", "p", True), ("act", "", False)])
 def test_session_may_ask_for_whatever_is_served(policy_type: str, path: str, names: bool) -> None:
     assert SessionSpec(policy_type, path, 1, FEATURES, 1).names_policy is names
 

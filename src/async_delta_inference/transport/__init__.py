@@ -20,7 +20,13 @@ from async_delta_inference.transport.client import Transport
 from async_delta_inference.transport.deadlines import TransportOptions
 from async_delta_inference.transport.host import SessionHost
 from async_delta_inference.transport.inbox import Inbox, ServedSession
-from async_delta_inference.transport.messages import ActionChunk, Observation, ObservationFeatures, SessionSpec
+from async_delta_inference.transport.messages import (
+    ActionChunk,
+    Observation,
+    ObservationFeatures,
+    PastObservation,
+    SessionSpec,
+)
 from async_delta_inference.transport.policy import (
     Answer,
     EpisodeStart,
@@ -30,6 +36,7 @@ from async_delta_inference.transport.policy import (
     PolicySession,
     Request,
 )
+from async_delta_inference.transport.policy_options import PolicyOptions
 from async_delta_inference.transport.registry import Backend, connect, known_schemes, listen, open_transport
 from async_delta_inference.transport.server import Listener, Server, serve
 
@@ -45,11 +52,13 @@ __all__ = [
     "LoanError",
     "Observation",
     "ObservationFeatures",
+    "PastObservation",
     "PeerGoneError",
     "PeerUnreachableError",
     "Policy",
     "PolicyError",
     "PolicyNeeds",
+    "PolicyOptions",
     "PolicySession",
     "ProtocolError",
     "Request",

@@ -31,7 +31,7 @@ from async_delta_inference.errors import (
 )
 from async_delta_inference.transport.deadlines import AnswerDeadline, TransportOptions
 from async_delta_inference.transport.finite import is_finite
-from async_delta_inference.transport.messages import ActionChunk, Observation, SessionSpec
+from async_delta_inference.transport.messages import ActionChunk, Observation, PastObservation, SessionSpec
 
 __all__ = ["Transport"]
 
@@ -59,12 +59,14 @@ class Transport(ABC):
         self.options = options or TransportOptions()
         self._spec: SessionSpec | None = None
         self._description = ""
+        self._n_obs_steps = 1
         self._closed = threading.Event()
         self._close_lock = threading.Lock()
         self._failure: PeerGoneError | ProtocolError | None = None
         self._loan: Observation | None = None
         self._loan_images: dict[str, NDArray[np.uint8]] = {}
         self._loan_state: NDArray[np.float32] | None = None
+        self._loan_history: tuple[PastObservation, ...] = ()
         # Connected, not closed, not failed: one look on the path of every message instead of three.
         self._usable = False
         # What every message is compared with.
@@ -105,6 +107,11 @@ class Transport(ABC):
     def description(self) -> str:
         """What the server says that it serves, once connected; empty where its protocol has no word for that."""
         return self._description
+
+    @property
+    def n_obs_steps(self) -> int:
+        """How many successive observations the policy looks at, once connected; one more than a history must have."""
+        return self._n_obs_steps
 
     def send_observation(self, observation: Observation) -> None:
         """Hand an observation to the server. Takes no longer than a copy; the caller's arrays are not retained.
@@ -216,6 +223,7 @@ class Transport(ABC):
         self._loan = observation
         self._loan_images = observation.images.copy()
         self._loan_state = observation.state
+        self._loan_history = observation.history
         return observation
 
     def return_loan(self, observation: Observation) -> None:
@@ -262,6 +270,8 @@ class Transport(ABC):
     def _connect(self, spec: SessionSpec) -> str:
         """Handshake and policy set-up. On an exception `close` follows.
 
+        A backend that carries a history sets ``_n_obs_steps``.
+
         Returns:
             What the server says that it serves; empty where it says nothing.
         """
@@ -284,7 +294,7 @@ class Transport(ABC):
 
     def _lend(self, spec: SessionSpec) -> Observation:
         """Memory for a loan; ordinary memory unless the backend has something better."""
-        return Observation.empty(spec.features)
+        return Observation.empty(spec.features, self._n_obs_steps)
 
     def _take_back(self, observation: Observation) -> None:  # noqa: B027 - ordinary memory needs nothing
         """Undo `_lend` for a loan that is returned unsent."""
@@ -309,7 +319,9 @@ class Transport(ABC):
         """Whether the arrays of the caller's own observation are those that were agreed."""
         state, images = observation.state, observation.images
         if (
-            type(state) is not np.ndarray
+            self._n_obs_steps != 1
+            or observation.history
+            or type(state) is not np.ndarray
             or state.shape != self._state_shape
             or state.dtype is not _FLOAT32
             or len(images) != len(self._image_shapes)
@@ -324,7 +336,12 @@ class Transport(ABC):
     def _is_intact(self, observation: Observation) -> bool:
         """Whether it is the current loan, with the arrays that were lent."""
         images, lent = observation.images, self._loan_images
-        if observation is not self._loan or observation.state is not self._loan_state or len(images) != len(lent):
+        if (
+            observation is not self._loan
+            or observation.state is not self._loan_state
+            or len(images) != len(lent)
+            or observation.history is not self._loan_history
+        ):
             return False
         for name in lent:  # noqa: SIM110 - a generator costs half a microsecond
             if images.get(name) is not lent[name]:
@@ -337,7 +354,7 @@ class Transport(ABC):
         if not self._usable or spec is None:
             self._refuse()
         if observation.loan is None:
-            observation.check(spec.features)
+            observation.check(spec.features, self._n_obs_steps)
         else:
             if observation is not self._loan:
                 raise LoanError("this loaned observation was sent or returned before, or another transport loaned it")
@@ -402,4 +419,8 @@ class Transport(ABC):
             self._loan_state.setflags(write=False)
         for image in self._loan_images.values():
             image.setflags(write=False)
-        self._loan_state, self._loan_images = None, {}
+        for past in self._loan_history:
+            past.state.setflags(write=False)
+            for image in past.images.values():
+                image.setflags(write=False)
+        self._loan_state, self._loan_images, self._loan_history = None, {}, ()

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from async_delta_inference.errors import InvalidMessageError, ProtocolError
 from async_delta_inference.transport.finite import is_finite
+from async_delta_inference.transport.policy_options import PolicyOptions
 
-__all__ = ["ActionChunk", "Observation", "ObservationFeatures", "SessionSpec"]
+__all__ = ["ActionChunk", "Observation", "ObservationFeatures", "PastObservation", "SessionSpec"]
 
 MAX_TASK_BYTES = 4096
 """Upper bound of the UTF-8 length of ``Observation.task``, so that a fixed slot can hold it."""
@@ -98,6 +99,7 @@ class SessionSpec:
         features: Schema of the observations that will be sent.
         action_dim: Length A of one action; a chunk of another width is a `ProtocolError`.
         device: Torch device of the policy on the server.
+        options: How the policy is to be loaded and asked.
 
     Raises:
         InvalidMessageError: A number is out of its range.
@@ -109,6 +111,7 @@ class SessionSpec:
     features: ObservationFeatures
     action_dim: int
     device: str = "cpu"
+    options: PolicyOptions = field(default_factory=PolicyOptions)
 
     def __post_init__(self) -> None:
         if self.actions_per_chunk < 1:
@@ -118,8 +121,30 @@ class SessionSpec:
 
     @property
     def names_policy(self) -> bool:
-        """Whether it asks for a policy by type and checkpoint; else for whatever the server serves."""
-        return bool(self.policy_type and self.pretrained_name_or_path)
+        """Whether it asks for a checkpoint; else for whatever the server serves."""
+        return bool(self.pretrained_name_or_path)
+
+
+@dataclass(slots=True, eq=False)
+class PastObservation:
+    """What the robot saw one or more steps before an observation.
+
+    Args:
+        images: As `Observation.images`.
+        state: As `Observation.state`.
+    """
+
+    images: dict[str, NDArray[np.uint8]]
+    state: NDArray[np.float32]
+
+    @classmethod
+    def empty(cls, features: ObservationFeatures) -> PastObservation:
+        """One of ordinary, uninitialised memory that fits ``features``."""
+        return cls(_empty_images(features), np.empty(features.state_dim, np.float32))
+
+    def copy(self) -> PastObservation:
+        """A deep copy: shares no memory with this one."""
+        return PastObservation({name: image.copy() for name, image in self.images.items()}, self.state.copy())
 
 
 @dataclass(slots=True, eq=False)
@@ -134,6 +159,8 @@ class Observation:
         must_go: Whether the server must answer it; False leaves it to PolicyServer's similarity filter.
         episode: Index of the episode; a change tells the server to reset the policy where the backend can carry it.
         timestamp_s: Wall clock at capture, seconds since the epoch; orientation for logs, never compared across hosts.
+        history: What was observed at the steps before, the oldest first: as many as the policy looks at besides this
+            one, see `PolicyNeeds.n_obs_steps`. Where there were fewer, the episode's first observation is repeated.
     """
 
     images: dict[str, NDArray[np.uint8]]
@@ -143,16 +170,29 @@ class Observation:
     must_go: bool = True
     episode: int = 0
     timestamp_s: float = 0.0
+    history: tuple[PastObservation, ...] = ()
     loan: object | None = field(default=None, repr=False)
     """The transport that loaned the arrays, set by it alone; None for the caller's own."""
 
     @classmethod
-    def empty(cls, features: ObservationFeatures) -> Observation:
-        """An observation of ordinary, uninitialised memory that fits ``features``."""
+    def empty(cls, features: ObservationFeatures, n_obs_steps: int = 1) -> Observation:
+        """An observation of ordinary, uninitialised memory that fits ``features``, with its history."""
         return cls(
-            images={name: np.empty(shape, np.uint8) for name, shape in features.images.items()},
+            images=_empty_images(features),
             state=np.empty(features.state_dim, np.float32),
+            history=tuple(PastObservation.empty(features) for _ in range(n_obs_steps - 1)),
         )
+
+    def steps(self) -> tuple[PastObservation, ...]:
+        """What was observed, the oldest first, this observation last; with the same arrays."""
+        return (*self.history, PastObservation(self.images, self.state))
+
+    def make_read_only(self) -> None:
+        """Have every later write to its arrays raise."""
+        for seen in self.steps():
+            seen.state.setflags(write=False)
+            for image in seen.images.values():
+                image.setflags(write=False)
 
     def copy(self) -> Observation:
         """A deep copy: shares no memory with this one."""
@@ -164,10 +204,15 @@ class Observation:
             must_go=self.must_go,
             episode=self.episode,
             timestamp_s=self.timestamp_s,
+            history=tuple(past.copy() for past in self.history),
         )
 
-    def check(self, features: ObservationFeatures) -> None:
+    def check(self, features: ObservationFeatures, n_obs_steps: int = 1) -> None:
         """Refuse what does not fit the schema.
+
+        Args:
+            features: The schema.
+            n_obs_steps: How many observations the policy looks at: one more than the history has.
 
         Raises:
             InvalidMessageError: A camera is missing or unknown, or a shape, a dtype or a scalar is wrong.
@@ -186,6 +231,13 @@ class Observation:
         state = self.state
         if type(state) is not np.ndarray or state.shape != features.state_shape or state.dtype is not _FLOAT32:
             _check_array("state", state, features.state_shape, np.float32)
+        if len(self.history) != n_obs_steps - 1:
+            raise InvalidMessageError(
+                f"the policy looks at {n_obs_steps} observations, so the history must have {n_obs_steps - 1}, "
+                f"got {len(self.history)}"
+            )
+        for past in self.history:
+            Observation(past.images, past.state).check(features)
         self.check_scalars()
 
     def check_scalars(self) -> None:
@@ -255,6 +307,10 @@ class ActionChunk:
             raise ProtocolError(f"the server sent {len(actions)} actions; agreed were 1 to {longest_chunk}")
         if not is_finite(actions.tobytes()):
             raise ProtocolError(f"the chunk of timestep {timestep} has actions that are not finite")
+
+
+def _empty_images(features: ObservationFeatures) -> dict[str, NDArray[np.uint8]]:
+    return {name: np.empty(shape, np.uint8) for name, shape in features.images.items()}
 
 
 def _check_array(what: str, array: object, shape: tuple[int, ...], dtype: type[np.generic]) -> None:

@@ -66,7 +66,7 @@ class PolicyNeeds:
         images: Camera name to its shape (height, width, channels), or to None for any shape. All of them, and no other.
         state_dim: Length of the state.
         action_dim: Length of an action.
-        n_obs_steps: How many successive observations one inference looks at.
+        n_obs_steps: How many successive observations one inference looks at, see `Observation.history`.
     """
 
     description: str
@@ -75,8 +75,12 @@ class PolicyNeeds:
     action_dim: int | None = None
     n_obs_steps: int = 1
 
-    def check(self, spec: SessionSpec) -> None:
+    def check(self, spec: SessionSpec, *, carries_history: bool = False) -> None:
         """Refuse a session that cannot bring this.
+
+        Args:
+            spec: The session's.
+            carries_history: Whether its transport carries more than one observation at a time.
 
         Raises:
             SetupRefusedError: The message names both sides.
@@ -102,10 +106,10 @@ class PolicyNeeds:
                 raise SetupRefusedError(
                     f"the environment's {what} has {given} elements, the policy {self.description} has {wanted}"
                 )
-        if self.n_obs_steps != 1:
+        if self.n_obs_steps != 1 and not carries_history:
             raise SetupRefusedError(
-                f"the policy {self.description} looks at {self.n_obs_steps} successive observations at once, and a "
-                "session carries one at a time"
+                f"the policy {self.description} looks at {self.n_obs_steps} successive observations at once, and this "
+                "transport carries one at a time: use shm"
             )
 
 

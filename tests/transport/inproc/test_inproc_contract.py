@@ -7,4 +7,5 @@ from async_delta_inference.transport.testing import TransportContract
 
 class TestInprocContract(TransportContract):
     scheme = "inproc"
+    carries_history = True
     absent_uri = "inproc://nobody-is-here"

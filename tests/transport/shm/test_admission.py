@@ -137,7 +137,7 @@ def hello(**changes: object) -> dict[str, object]:
 def test_other_version_is_refused_with_both_named(server: Server) -> None:
     reason = refusal_of(hello(version=7, package="9.9"))
     assert "version 7 (package 9.9)" in reason
-    assert "version 2 (package" in reason
+    assert "version 3 (package" in reason
 
 
 @pytest.mark.parametrize(

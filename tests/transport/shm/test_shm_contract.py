@@ -10,4 +10,5 @@ from async_delta_inference.transport.testing import TransportContract
 @pytest.mark.usefixtures("shm_folder")
 class TestShmContract(TransportContract):
     scheme = "shm"
+    carries_history = True
     absent_uri = "shm://nobody-is-here"

@@ -18,6 +18,7 @@ from async_delta_inference.client.control.action_queue import ActionQueue
 from async_delta_inference.client.control.chunk_source import ChunkSource
 from async_delta_inference.client.control.clock import Clock
 from async_delta_inference.client.control.device import device_converter
+from async_delta_inference.client.control.history import ObservationHistory
 from async_delta_inference.client.control.options import ControlOptions
 from async_delta_inference.client.environments.base import Environment
 from async_delta_inference.client.environments.episode import EpisodeSpec
@@ -73,6 +74,7 @@ class ControlLoop:
         self._observer = observer
         self._running = running
         self._to_device = device_converter(options.client_device)
+        self._history = ObservationHistory(transport.n_obs_steps)
         self._session_episode = -1
         self._first_timestep = 0
         self._request: _Request | None = None
@@ -113,10 +115,13 @@ class ControlLoop:
         steps = _StepLog()
         started_s = time.perf_counter()
         self._clock.start_episode()
+        self._history.start_episode()
         frame = True
         for step in range(environment.max_episode_steps):
             self._merge_due(step)
-            if frame and self._wants_request():
+            if frame:
+                self._history.look(environment, step)
+            if self._history.is_complete(step) and self._wants_request():
                 self._send(environment, step, instruction)
                 self._merge_due(step)
             steps.queue_sizes.append(len(queue))
@@ -155,6 +160,7 @@ class ControlLoop:
         observation = self._transport.loan_observation()
         try:
             environment.write_observation(observation)
+            self._history.write_to(observation)
             observation.timestep = self._queue.next_timestep
             observation.task = instruction
             observation.must_go = self._options.must_go == "always" or not len(self._queue)
@@ -174,21 +180,27 @@ class ControlLoop:
         )
 
     def _will_want_frame(self, step: int) -> bool:
-        """Whether the observation before ``step``, the next one, may be sent: decides what the simulator renders.
+        """Whether the frames before ``step``, the next one, may be sent: decides what the simulator renders.
 
+        They are sent with the observation before ``step``, or in the history of one that follows.
         Never wrongly False for a chunk of the usual length; a frame that is missing after all costs one step of hold.
         """
+        return any(self._may_ask(step, ahead) for ahead in range(self._history.n_obs_steps))
+
+    def _may_ask(self, step: int, ahead: int) -> bool:
+        """Whether the observation ``ahead`` steps after ``step``, the next one, may be sent."""
         threshold = self._options.chunk_size_threshold
         request = self._request
+        queued = len(self._queue) - ahead
         free_to_ask = request is None or not self._options.one_request_in_flight
-        if free_to_ask or (request is not None and not request.must_go and not len(self._queue)):
-            return self._queue.wants_observation(threshold)
+        if free_to_ask or (request is not None and not request.must_go and queued <= 0):
+            return self._queue.wants_observation(threshold, queued)
         assert request is not None
-        if request.due_step is not None and request.due_step > step:
+        if request.due_step is not None and request.due_step > step + ahead:
             return False
         # The answer may be merged by then; what it leaves in the queue decides.
-        after_merge = request.timestep + self._queue.chunk_size - self._queue.next_timestep
-        return self._queue.wants_observation(threshold, max(after_merge, len(self._queue)))
+        after_merge = request.timestep + self._queue.chunk_size - self._queue.next_timestep - ahead
+        return self._queue.wants_observation(threshold, max(after_merge, queued))
 
     # Getting chunks.
 

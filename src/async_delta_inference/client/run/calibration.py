@@ -38,9 +38,10 @@ def measure_inference_delay(
     for _ in range(1 + _CHUNKS):
         started_s = time.perf_counter()
         observation = transport.loan_observation()
-        observation.state[:] = 0
-        for image in observation.images.values():
-            image[:] = 128
+        for seen in observation.steps():
+            seen.state[:] = 0
+            for image in seen.images.values():
+                image[:] = 128
         observation.timestep = queue.next_timestep
         observation.episode = _EPISODE
         observation.task = task

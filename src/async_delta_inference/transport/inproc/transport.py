@@ -39,6 +39,7 @@ class InprocTransport(Transport):
                 f"the server at inproc://{self.address} did not load the policy within "
                 f"{self.options.setup_timeout_s:g} s"
             )
+        self._n_obs_steps = needs.n_obs_steps
         return needs.description
 
     def _send(self, observation: Observation) -> None:
@@ -46,9 +47,7 @@ class InprocTransport(Transport):
         sent = observation.copy() if observation.loan is None else _handed_over(observation)
         if stages.recorder is not None:
             stages.recorder.mark(stages.ENCODE, observation.timestep)
-        sent.state.setflags(write=False)
-        for image in sent.images.values():
-            image.setflags(write=False)
+        sent.make_read_only()
         self._session.post(sent)
 
     def _receive(self, timeout_s: float) -> ActionChunk | None:
@@ -80,4 +79,5 @@ def _handed_over(observation: Observation) -> Observation:
         must_go=observation.must_go,
         episode=observation.episode,
         timestamp_s=observation.timestamp_s,
+        history=observation.history,
     )

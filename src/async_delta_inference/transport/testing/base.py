@@ -39,6 +39,10 @@ class ContractBase:
     carries_description: ClassVar[bool] = True
     """Whether the protocol says what the server serves. If not, the client knows an empty text."""
 
+    carries_history: ClassVar[bool] = False
+    """Whether an observation may bring what was observed at the steps before. If not, a policy that looks at several is
+    refused."""
+
     @pytest.fixture
     def peer(self) -> Iterator[ServedPeer]:
         """A server with a scripted policy, killed afterwards."""

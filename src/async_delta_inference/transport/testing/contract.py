@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from async_delta_inference.transport.testing.exchange import ExchangeCases
+from async_delta_inference.transport.testing.history import HistoryCases
 from async_delta_inference.transport.testing.lifetime import LifetimeCases
 from async_delta_inference.transport.testing.loans import LoanCases
 from async_delta_inference.transport.testing.policies import PolicyCases
@@ -11,7 +12,7 @@ from async_delta_inference.transport.testing.sessions import SessionCases
 __all__ = ["TransportContract"]
 
 
-class TransportContract(ExchangeCases, LoanCases, LifetimeCases, PolicyCases, SessionCases):
+class TransportContract(ExchangeCases, HistoryCases, LoanCases, LifetimeCases, PolicyCases, SessionCases):
     """Every transport's tests. A backend has one subclass, and no test of it may be muted.
 
     ::

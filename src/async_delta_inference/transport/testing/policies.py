@@ -40,7 +40,6 @@ class PolicyCases(ContractBase):
             pytest.param({"images": SHAPES | {"wrist": (9, 8, 3)}}, [r"\(9, 8, 3\)", r"\(8, 8, 3\)"], id="image shape"),
             pytest.param({"state_dim": 7}, ["7", "4"], id="state"),
             pytest.param({"action_dim": 6}, ["6", "3"], id="action"),
-            pytest.param({"n_obs_steps": 2}, ["2", "one"], id="observation steps"),
         ],
     )
     def test_session_that_does_not_bring_what_the_policy_needs_is_refused(

@@ -32,12 +32,14 @@ class SessionRecord:
     Args:
         spec: What the client asked for.
         events: ``("reset", episode, task)`` and ``("infer", timestep, episode)``.
+        histories: The timesteps of every observation's history.
         client: The number that the client wrote into the state; None before its first observation.
         closed: How often the session was closed.
     """
 
     spec: SessionSpec
     events: list[tuple[str | int, ...]] = field(default_factory=list)
+    histories: list[list[int]] = field(default_factory=list)
     client: int | None = None
     closed: int = 0
 
@@ -131,6 +133,7 @@ class ScriptedPolicy:
             client, timestep = _sender(observation)
             record.client = client
             record.events.append(("infer", timestep, observation.episode))
+            record.histories.append([_sender(Observation(past.images, past.state))[1] for past in observation.history])
         self._gate.wait()
         if None in self._failures:
             raise RuntimeError(self._failures.pop(None))
@@ -210,13 +213,19 @@ def scripted_function(observation: Observation, spec: SessionSpec | None = None)
         ValueError: A frame is torn: its pixels differ.
     """
     client, timestep = _sender(observation)
-    pixels = sorted({int(value) for image in observation.images.values() for value in np.unique(image)})
-    if len(pixels) > 1:
-        raise ValueError(f"torn frame: pixels {pixels}")
-    pixel = pixels[0] if pixels else 0
+    for past in observation.history:
+        _pixel_of(Observation(past.images, past.state))
+    pixel = _pixel_of(observation)
     if spec is None:
         return scripted_actions(timestep, pixel, client)
     return scripted_actions(timestep, pixel, client, spec.actions_per_chunk, spec.action_dim)
+
+
+def _pixel_of(observation: Observation) -> int:
+    pixels = sorted({int(value) for image in observation.images.values() for value in np.unique(image)})
+    if len(pixels) > 1:
+        raise ValueError(f"torn frame: pixels {pixels}")
+    return pixels[0] if pixels else 0
 
 
 def _sender(observation: Observation) -> tuple[int, int]:

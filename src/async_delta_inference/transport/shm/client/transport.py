@@ -19,7 +19,7 @@ from async_delta_inference import stages
 from async_delta_inference.errors import PeerGoneError, PolicyError, ProtocolError, TransportClosed, TransportError
 from async_delta_inference.transport.client import Transport
 from async_delta_inference.transport.deadlines import TransportOptions
-from async_delta_inference.transport.messages import ActionChunk, Observation, SessionSpec
+from async_delta_inference.transport.messages import ActionChunk, Observation, PastObservation, SessionSpec
 from async_delta_inference.transport.shm.client.attachment import (
     Attachment,
     open_connection,
@@ -96,7 +96,9 @@ class ShmTransport(Transport):
         self._action_slots = len(segment.action_bytes)
         self._row_bytes = 4 * segment.layout.chunk_shape[1]
         self._tasks = segment.tasks
+        self._n_obs_steps = segment.layout.n_obs_steps
         self._slots = [(o.state, tuple(o.images.items())) for o in segment.observations]
+        self._histories = [o.history for o in segment.observations]
         self._task, self._task_number, self._task_bytes = "", 0, 0
         self._slot_task_numbers = [0] * len(self._slots)
 
@@ -120,6 +122,7 @@ class ShmTransport(Transport):
                 self._writer,
                 self._reader,
                 self._slots,
+                self._histories,
                 self._tasks,
                 self._action_bytes,
                 self._actions_ready,
@@ -155,6 +158,8 @@ class ShmTransport(Transport):
                 images = observation.images
                 for name, target in targets:
                     target[...] = images[name]
+                if observation.history:
+                    _copy_history(observation.history, self._histories[slot])
             else:
                 slot, self._loan_slot = self._loan_slot, -1
             if observation.task != self._task or self._slot_task_numbers[slot] != self._task_number:
@@ -208,7 +213,11 @@ class ShmTransport(Transport):
             self._sending = False
         # New objects each time: whoever still has those of the slot's last loan must not reach into this one.
         state, images = self._slots[slot]
-        return Observation({name: image.view() for name, image in images}, state.view())
+        history = tuple(
+            PastObservation({name: image.view() for name, image in past.images.items()}, past.state.view())
+            for past in self._histories[slot]
+        )
+        return Observation({name: image.view() for name, image in images}, state.view(), history=history)
 
     def _take_back(self, observation: Observation) -> None:
         self._writer.unclaim(self._loan_slot)
@@ -309,6 +318,13 @@ class ShmTransport(Transport):
             # A copy: the traceback of what is raised holds this transport, and with it the mapped segment.
             raise type(end)(str(end))
         raise TransportClosed("the transport is closed")
+
+
+def _copy_history(source: tuple[PastObservation, ...], target: tuple[PastObservation, ...]) -> None:
+    for theirs, ours in zip(source, target, strict=True):
+        ours.state[...] = theirs.state
+        for name, image in ours.images.items():
+            image[...] = theirs.images[name]
 
 
 def _broken(exc: Exception) -> ProtocolError:

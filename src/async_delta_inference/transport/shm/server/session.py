@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 from time import monotonic_ns
 from typing import Any, ClassVar
 
@@ -16,7 +15,7 @@ from posix_ipc import BusyError, SignalError
 from async_delta_inference import stages
 from async_delta_inference.errors import ProtocolError
 from async_delta_inference.transport.inbox import ServedSession
-from async_delta_inference.transport.messages import Observation, SessionSpec
+from async_delta_inference.transport.messages import Observation, PastObservation, SessionSpec
 from async_delta_inference.transport.policy import PolicyNeeds
 from async_delta_inference.transport.shm.shared import handshake
 from async_delta_inference.transport.shm.shared.connection import Connection
@@ -231,9 +230,10 @@ class ShmSession(ServedSession):
 
 
 def _read_only(observation: Observation) -> Observation:
-    images = {name: image.view() for name, image in observation.images.items()}
-    copy = replace(observation, images=images, state=observation.state.view())
-    copy.state.setflags(write=False)
-    for image in images.values():
-        image.setflags(write=False)
+    *history, newest = (
+        PastObservation({name: image.view() for name, image in seen.images.items()}, seen.state.view())
+        for seen in observation.steps()
+    )
+    copy = Observation(newest.images, newest.state, history=tuple(history))
+    copy.make_read_only()
     return copy

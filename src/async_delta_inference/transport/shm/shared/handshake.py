@@ -22,6 +22,7 @@ from typing import Any
 
 from async_delta_inference.errors import InvalidMessageError, PeerGoneError, ProtocolError, SetupRefusedError
 from async_delta_inference.transport.messages import MAX_TASK_BYTES, ObservationFeatures, SessionSpec
+from async_delta_inference.transport.policy_options import PolicyOptions
 from async_delta_inference.transport.shm.shared.fields import Fields
 from async_delta_inference.transport.shm.shared.layout import MAX_ERROR_BYTES, SegmentLayout
 
@@ -42,7 +43,7 @@ __all__ = [
 Message = Mapping[str, Any]
 
 PROTOCOL = "async-delta-shm"
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 ATTACHED: Message = {"kind": "attached"}
 
 SCALARS = [
@@ -90,6 +91,7 @@ class Hello:
             "state_names": list(spec.features.state_names),
             "actions": ["float32", spec.actions_per_chunk, spec.action_dim],
             "policy": [spec.policy_type, spec.pretrained_name_or_path, spec.device],
+            "options": spec.options.to_message(),
         }
 
     @classmethod
@@ -102,7 +104,7 @@ class Hello:
         """
         _check_version(message)
         names = {"protocol", "version", "package", "session", "pid", "scalars", "arrays", "state_names", "actions"}
-        fields = Fields(message, "hello", names | {"policy"})
+        fields = Fields(message, "hello", names | {"policy", "options"})
         session = fields.text("session", 16)
         if not _SESSION.fullmatch(session):
             raise SetupRefusedError("the session must be named by 16 hexadecimal digits")
@@ -120,6 +122,7 @@ class Hello:
                 _read_features(fields),
                 fields.integer_of("actions", columns, 1, _MAX_SIZE),
                 device,
+                PolicyOptions.from_message(message["options"]),
             )
         except InvalidMessageError as exc:
             raise SetupRefusedError(f"the server refuses the schema: {exc}") from exc
@@ -134,6 +137,7 @@ def offer(layout: SegmentLayout) -> Message:
         "segment_bytes": layout.segment_bytes,
         "observation_slots": layout.observation_slots,
         "action_slots": layout.action_slots,
+        "n_obs_steps": layout.n_obs_steps,
         "max_task_bytes": MAX_TASK_BYTES,
         "max_error_bytes": MAX_ERROR_BYTES,
     }
@@ -148,11 +152,13 @@ def read_offer(message: Message, spec: SessionSpec) -> SegmentLayout:
     """
     check_kind(message, "offer")
     limits = {"max_task_bytes": MAX_TASK_BYTES, "max_error_bytes": MAX_ERROR_BYTES}
-    sizes = {"segment_bytes", "observation_slots", "action_slots"}
+    sizes = {"segment_bytes", "observation_slots", "action_slots", "n_obs_steps"}
     fields = Fields(message, "offer", {"pid", *sizes, *limits})
     theirs = {name: fields.integer(name, 0, _MAX_SIZE) for name in sizes | limits.keys()}
     try:
-        layout = SegmentLayout.of_session(spec, theirs["observation_slots"], theirs["action_slots"])
+        layout = SegmentLayout.of_session(
+            spec, theirs["observation_slots"], theirs["action_slots"], theirs["n_obs_steps"]
+        )
     except InvalidMessageError as exc:
         raise SetupRefusedError(f"the server offers a segment that cannot be: {exc}") from exc
     ours = {"segment_bytes": layout.segment_bytes, **limits}

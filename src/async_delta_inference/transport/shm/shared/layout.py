@@ -6,7 +6,7 @@
     120                   advice: 1 while the server asks the client to ring its bell, else 0
     128                   observation records, one cache line each: timestep, episode, ..., and the slot's number
     ...                   action records, one cache line each
-    page boundary         observation slots, each on a page boundary: state, images, task
+    page boundary         observation slots, each on a page boundary: state, images, the same of each step before, task
     page boundary         action slots, each on a cache line: float32 rows, or the UTF-8 text of an error
 
 The layout is written out byte by byte in ``docs/design/shm.md``.
@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 MAGIC = b"ADI-shm\n"
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 
 SEGMENT_HEADER = struct.Struct("@8sIIQIIQQQQ")
 """magic, version, header size, segment size, observation slots, action slots, size of an observation slot, size of an
@@ -79,6 +79,7 @@ class SizeLimits:
         max_state_dim: Elements of the state.
         max_actions: Rows of a chunk.
         max_action_dim: Length of an action.
+        max_obs_steps: Successive observations that a policy may look at.
     """
 
     max_segment_bytes: int = 2 << 30
@@ -88,6 +89,7 @@ class SizeLimits:
     max_state_dim: int = 4096
     max_actions: int = 10_000
     max_action_dim: int = 4096
+    max_obs_steps: int = 64
 
     def check(self, spec: SessionSpec) -> None:
         """Refuse what is larger.
@@ -117,14 +119,17 @@ class SegmentLayout:
         chunk_shape: Rows and columns of the largest chunk.
         observation_slots: At least 4: one being read, one unread, one loaned, one being written.
         action_slots: Chunks that may wait for the client; even.
+        n_obs_steps: Successive observations in a slot: the newest first, then those before it, the oldest first.
     """
 
     features: ObservationFeatures
     chunk_shape: tuple[int, int]
     observation_slots: int = 4
     action_slots: int = 32
+    n_obs_steps: int = 1
 
     image_offsets: dict[str, int] = field(init=False, compare=False)
+    step_bytes: int = field(init=False)
     task_offset: int = field(init=False)
     observation_slot_bytes: int = field(init=False)
     action_slot_bytes: int = field(init=False)
@@ -140,13 +145,18 @@ class SegmentLayout:
                 f"a segment has 4 to 64 observation slots and an even number of 2 to 4096 action slots, "
                 f"not {self.observation_slots} and {self.action_slots}"
             )
+        if not 1 <= self.n_obs_steps <= SizeLimits.max_obs_steps:
+            raise InvalidMessageError(
+                f"a slot holds 1 to {SizeLimits.max_obs_steps} successive observations, not {self.n_obs_steps}"
+            )
         end = _align(self.features.state_dim * 4, RECORD_STRIDE)
         image_offsets = {}
         for name, (height, width, channels) in self.features.image_shapes:
             image_offsets[name] = end
             end = _align(end + height * width * channels, RECORD_STRIDE)
         rows, columns = self.chunk_shape
-        values: dict[str, object] = {"image_offsets": image_offsets, "task_offset": end}
+        values: dict[str, object] = {"image_offsets": image_offsets, "step_bytes": end}
+        values["task_offset"] = end = end * self.n_obs_steps
         values["observation_slot_bytes"] = observation_bytes = _align(end + MAX_TASK_BYTES, _PAGE_BYTES)
         values["action_slot_bytes"] = action_bytes = _align(max(rows * columns * 4, MAX_ERROR_BYTES), RECORD_STRIDE)
         offset = RECORD_STRIDE * 2
@@ -162,9 +172,12 @@ class SegmentLayout:
             object.__setattr__(self, name, value)
 
     @classmethod
-    def of_session(cls, spec: SessionSpec, observation_slots: int = 4, action_slots: int = 32) -> SegmentLayout:
+    def of_session(
+        cls, spec: SessionSpec, observation_slots: int = 4, action_slots: int = 32, n_obs_steps: int = 1
+    ) -> SegmentLayout:
         """The layout of a session with this specification."""
-        return cls(spec.features, (spec.actions_per_chunk, spec.action_dim), observation_slots, action_slots)
+        chunk_shape = (spec.actions_per_chunk, spec.action_dim)
+        return cls(spec.features, chunk_shape, observation_slots, action_slots, n_obs_steps)
 
     def header(self) -> bytes:
         """The segment header, which says in the segment itself what the handshake agreed on."""

@@ -15,7 +15,7 @@ import numpy as np
 import posix_ipc
 
 from async_delta_inference.errors import ConfigError, ProtocolError
-from async_delta_inference.transport.messages import MAX_TASK_BYTES, Observation
+from async_delta_inference.transport.messages import MAX_TASK_BYTES, Observation, PastObservation
 from async_delta_inference.transport.shm.shared.layout import (
     ACTION_RECORD,
     ADVICE_OFFSET,
@@ -234,9 +234,14 @@ class Segment:
         return iter(range(start, start + self.layout.action_slots * RECORD_STRIDE, RECORD_STRIDE))
 
     def _observation(self, slot: int) -> Observation:
-        start = self.layout.observation_slot_offset(slot)
+        layout = self.layout
+        starts = [layout.observation_slot_offset(slot) + i * layout.step_bytes for i in range(layout.n_obs_steps)]
+        newest, *history = (self._seen(start) for start in starts)
+        return Observation(newest.images, newest.state, history=tuple(history))
+
+    def _seen(self, start: int) -> PastObservation:
         features = self.layout.features
-        return Observation(
+        return PastObservation(
             images={
                 name: np.ndarray(shape, np.uint8, self._memory, start + self.layout.image_offsets[name])
                 for name, shape in features.image_shapes
