@@ -6,12 +6,16 @@ import signal
 import sys
 import time
 import warnings
+from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from tempfile import NamedTemporaryFile
+from traceback import format_exception
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from async_delta_inference.errors import AsyncDeltaError, ConfigError, MissingExtraError
+from async_delta_inference.flag_values import flag_types, home_expanded, plain_value
 from async_delta_inference.standard_streams import unfailing_output
 
 __all__ = ["EXIT_FAILED", "parse_arguments", "run_command"]
@@ -34,7 +38,8 @@ def run_command(command: Callable[[], int]) -> int:
 
     Returns:
         The command's code; 2 for a user's mistake, 1 for any other error of ours or of the operating system's (a full
-        disk, a folder that must not be written to), 130 when interrupted.
+        disk, a folder that must not be written to) or what nobody expected, whose traceback is kept in a file that the
+        line names, 130 when interrupted.
     """
     # pygame's, on every start: nothing that a user of ours could mend.
     warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
@@ -54,6 +59,19 @@ def _exit_code(command: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
+    except Exception as exc:  # noqa: BLE001 - the last resort: a bug of ours, or of somebody's whose code runs here
+        _print_error(exc, f"{type(exc).__name__}: ", f" (not expected; the traceback is in {_kept_traceback(exc)})")
+        return EXIT_FAILED
+
+
+def _kept_traceback(exc: BaseException) -> str:
+    """Write it to a file of its own; its name."""
+    try:
+        with NamedTemporaryFile("w", prefix="async-delta-traceback-", suffix=".txt", delete=False) as file:
+            file.writelines(format_exception(exc))
+            return file.name
+    except OSError as failed:
+        return f"no file: {failed}"
 
 
 def parse_arguments[ConfigT](config_class: type[ConfigT], arguments: Sequence[str] | None, program: str) -> ConfigT:
@@ -65,23 +83,52 @@ def parse_arguments[ConfigT](config_class: type[ConfigT], arguments: Sequence[st
         SystemExit: ``--help`` was printed.
     """
     try:
-        from draccus.argparsing import ArgumentParser
         from draccus.utils import DraccusException
         from yaml import YAMLError
+
+        parser = _parser(config_class, program)
     except ModuleNotFoundError as exc:
         raise MissingExtraError("lerobot", program) from exc
 
-    parser = ArgumentParser(config_class=config_class, prog=program)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if any(argument in ("-h", "--help") for argument in given):
+        given = ["--help"]  # Whatever stands beside it, right or wrong.
     # argparse would print its usage, two screens of it, and exit.
     parser.parser.error = _refuse
     try:
-        config: ConfigT = parser.parse_args(None if arguments is None else list(arguments))
+        config: ConfigT = parser.parse_args(given)
         return config
     # What draccus raises for a value, or a file named by --config_path, that it cannot read is not of one kind.
     except (DraccusException, YAMLError, OSError, AttributeError, TypeError, ValueError, KeyError) as exc:
         if isinstance(exc, AsyncDeltaError):
             raise
         raise ConfigError(_reason(exc)) from exc
+
+
+def _parser(config_class: type, program: str) -> Any:
+    """As draccus parses, for which every value is YAML, but for what has a plain form."""
+    import mergedeep
+    from draccus import cfgparsing
+    from draccus.argparsing import ArgumentParser
+    from draccus.parsers.decoding import decode
+    from draccus.utils import CONFIG_ARG, deflatten
+
+    class Parser(ArgumentParser):  # type: ignore[misc]
+        def _postprocessing(self, parsed_args: Namespace) -> Any:
+            given: dict[str, str] = vars(parsed_args)
+            file: dict[str, Any] = {}
+            if CONFIG_ARG in given:
+                path = home_expanded(CONFIG_ARG, given.pop(CONFIG_ARG))
+                with path.open(encoding="utf-8") as stream:
+                    file = cfgparsing.load_config(stream, file=path)
+            values: dict[str, Any] = {}
+            for flag, text in given.items():
+                values[flag] = plain_value(flag, text, flag_types(config_class, flag, given))
+                if values[flag] is NotImplemented:
+                    values[flag] = cfgparsing.parse_string(text)
+            return decode(config_class, mergedeep.merge(file, deflatten(values, sep=".")))
+
+    return Parser(config_class=config_class, prog=program)
 
 
 def _reason(exc: BaseException) -> str:
@@ -98,9 +145,10 @@ def _reason(exc: BaseException) -> str:
     return str(reason)
 
 
-def _print_error(exc: BaseException) -> None:
+def _print_error(exc: BaseException, before: str = "", after: str = "") -> None:
     """On one line: what a server or a library says may have many."""
-    print(f"error: {' '.join(str(exc).split()) or type(exc).__name__}", file=sys.stderr)
+    text = " ".join(f"{before}{exc}".split()).rstrip(":") or type(exc).__name__
+    print(f"error: {text}{after}", file=sys.stderr)
 
 
 def _refuse(message: str) -> NoReturn:

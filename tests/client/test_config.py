@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -48,12 +49,28 @@ TOGETHER = "--policy_type and --pretrained_name_or_path belong together"
         ({"inference_timeout_s": 0}, "--inference_timeout_s must be positive"),
         ({"connect_timeout_s": float("nan")}, "--connect_timeout_s"),
         ({"setup_timeout_s": 1e300}, "--setup_timeout_s must be positive and at most"),
+        ({"seed": None}, "--seed must have a value"),
+        ({"n_episodes": None}, "--n_episodes must have a value"),
+        ({"seed": -1}, "--seed must be 0 or more"),
+        ({"seed": 2**32 - 5}, "--seed must be 0 or more, and below"),
+        ({"env": SimpleNamespace(fps=0)}, "--env.fps must be a positive number, got 0"),
+        ({"env": SimpleNamespace(fps=None)}, "--env.fps must be a positive number"),
+        ({"env": SimpleNamespace(fps=float("nan"))}, "--env.fps must be a positive number"),
+        ({"env": SimpleNamespace(fps=20, episode_length=-3)}, "--env.episode_length must be a positive number, got -3"),
+        ({"env": SimpleNamespace(fps=20, observation_height=0)}, "--env.observation_height must be"),
+        ({"output_dir": "~nobody_of_that_name/x"}, "--output_dir"),
         ({"reconnect_timeout_s": -1}, "--reconnect_timeout_s must be 0 or more"),
     ],
 )
 def test_flag_that_cannot_work_is_refused(flags: dict, named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         SimClientConfig(**GOOD | flags)
+
+
+def test_home_is_home_in_python_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = SimClientConfig(**GOOD, output_dir="~/results", trace="~/trace.json", seed=0)
+    assert (config.output_dir, config.trace) == (tmp_path / "results", tmp_path / "trace.json")
 
 
 def test_simulated_clock_measures_its_delay_by_default() -> None:

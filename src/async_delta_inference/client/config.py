@@ -11,12 +11,15 @@ from typing import Any
 from async_delta_inference.client.control.aggregation import aggregate_function
 from async_delta_inference.client.control.options import ControlOptions
 from async_delta_inference.errors import ConfigError, InvalidMessageError
+from async_delta_inference.flag_values import home_expanded
 from async_delta_inference.transport import TransportOptions, known_schemes
 from async_delta_inference.transport.addresses import is_loopback
 from async_delta_inference.transport.registry import backend, split_uri
 
 __all__ = ["SimClientConfig"]
 
+_SEEDS = 2**32
+"""As many as numpy's older generators take."""
 SLOWEST_FPS, FASTEST_FPS = 1e-3, 1e6
 """Steps per second; beyond them a step lasts a quarter of an hour, or less than looking at the clock."""
 
@@ -137,19 +140,37 @@ class SimClientConfig:
         self.transport_options()
 
     def _take_what_python_writes(self) -> None:
-        """A program of the user's gives paths as text and a number of steps as a number."""
+        """A program of the user's gives paths as text and a number of steps as a number; ``~`` is home."""
         for name in ("output_dir", "inference_delay_trace", "trace"):
             if getattr(self, name) is not None:
-                setattr(self, name, Path(getattr(self, name)))
+                setattr(self, name, home_expanded(name, getattr(self, name)))
         if self.inference_delay is not None:
             self.inference_delay = str(self.inference_delay)
 
     def _check_numbers(self) -> None:
-        for name in self.__dataclass_fields__:
+        for name, declared in self.__dataclass_fields__.items():
             value = getattr(self, name)
             _require(
                 not isinstance(value, float) or math.isfinite(value), f"--{name} must be a finite number, got {value}"
             )
+            _require(
+                value is not None or str(declared.type) not in ("int", "float", "bool", "str"),
+                f"--{name} must have a value: leave it out for the default, {declared.default}",
+            )
+        _require(
+            0 <= self.seed < _SEEDS - self.n_episodes,
+            f"--seed must be 0 or more, and below 2**32 with the episodes added, got {self.seed}",
+        )
+        self._check_environment()
+
+    def _check_environment(self) -> None:
+        """What LeRobot's own configurations do not check, and find out late or never."""
+        if self.env is None:
+            return
+        for name, value in vars(self.env).items():
+            if name == "fps" or (value is not None and name.endswith(("episode_length", "_height", "_width"))):
+                usable = isinstance(value, (int, float)) and math.isfinite(value) and value > 0
+                _require(usable, f"--env.{name} must be a positive number, got {value}")
 
     def _check_delay(self) -> None:
         given = [

@@ -15,6 +15,7 @@ from async_delta_inference import stages
 from async_delta_inference.command_line import parse_arguments, run_command
 from async_delta_inference.embedding import Parent
 from async_delta_inference.errors import ConfigError, MissingExtraError
+from async_delta_inference.flag_values import home_expanded
 from async_delta_inference.stage_trace import write_trace
 from async_delta_inference.transport.policy import Policy
 from async_delta_inference.transport.registry import backend, known_schemes, split_uri
@@ -49,6 +50,8 @@ class ServeConfig:
         Raises:
             ConfigError: One line that names the flag and the remedy.
         """
+        if self.trace is not None:
+            self.trace = home_expanded("trace", self.trace)
         for name in ("max_sessions", "max_batch"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name} must be at least 1, got {getattr(self, name)}")

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import huggingface_hub
 import pytest
+from huggingface_hub.errors import RepositoryNotFoundError
 
 from async_delta_inference.client.run.checkpoint import check_checkpoint, local_checkpoint
 from async_delta_inference.errors import ConfigError, FeatureMismatchError
@@ -94,5 +98,56 @@ def test_path_of_the_servers_machine_is_left_to_the_server() -> None:
     assert local_checkpoint("/models/act/pretrained_model", shares_files=False) is None
 
 
-def test_hub_name_is_left_to_the_server() -> None:
+class Hub:
+    """The hub's models, or what comes of asking for one; counts who asks."""
+
+    def __init__(self) -> None:
+        self.models = {"lerobot/act_aloha_sim"}
+        self.fails: Exception | None = None
+        self.asked: list[str] = []
+
+    def model_info(self, api: Any, name: str, *, timeout: float) -> None:
+        self.asked.append(name)
+        if self.fails is not None:
+            raise self.fails
+        if name not in self.models:
+            raise RepositoryNotFoundError("404", response=SimpleNamespace(headers={}, request=None))  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    """Stands for the network, which tests do not have."""
+    hub = Hub()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda api, *args, **kw: hub.model_info(api, *args, **kw))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return hub
+
+
+@pytest.mark.parametrize(("there", "meant"), [("policy", "; is it outputs/policy"), ("other/config.json", "$")])
+def test_a_typing_error_is_said_at_once_though_a_hub_could_have_that_name(
+    there: str, meant: str, tmp_path: Path, hub: Hub
+) -> None:
+    (tmp_path / "outputs" / there).mkdir(parents=True)
+    with pytest.raises(ConfigError, match=f"outputs/polcy: there is no such folder{meant}"):
+        local_checkpoint("outputs/polcy")
+    assert hub.asked == []
+
+
+def test_a_name_that_the_hub_does_not_have_is_neither(hub: Hub) -> None:
+    with pytest.raises(ConfigError, match="no such folder here, and the hub has no such model"):
+        local_checkpoint("outputs/polcy")
+
+
+def test_a_hub_that_cannot_be_asked_is_no_reason_to_wait(hub: Hub, tmp_path: Path) -> None:
+    hub.fails = ConnectionError("no network\nhere")
+    with pytest.raises(ConfigError, match="no such folder here, and the hub cannot be asked for it: no network$"):
+        local_checkpoint("lerobot/act_aloha_sim")
+    (tmp_path / "hub" / "models--lerobot--act_aloha_sim").mkdir(parents=True)
     assert local_checkpoint("lerobot/act_aloha_sim") is None
+
+
+def test_hub_name_is_left_to_the_server(hub: Hub, tmp_path: Path) -> None:
+    (tmp_path / "lerobot" / "src").mkdir(parents=True)
+    assert local_checkpoint("lerobot/act_aloha_sim") is None
+    assert hub.asked == ["lerobot/act_aloha_sim"]

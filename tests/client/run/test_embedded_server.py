@@ -216,3 +216,18 @@ def test_transport_that_stays_within_a_process_is_refused(tmp_path: Path) -> Non
         pytest.raises(PeerUnreachableError, match="--transport=inproc reaches nobody"),
     ):
         server.wait_until_ready(START_S)
+
+
+def test_what_lies_in_the_working_directory_is_none_of_the_childs_business(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("queue", "random", "logging", "grpc", "datasets/__init__", "lerobot/__init__"):
+        path = tmp_path / f"{name}.py"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"raise RuntimeError('the wrong {name}')")
+    monkeypatch.chdir(tmp_path)
+    with (
+        EmbeddedServer("inproc", tmp_path / "server.log") as server,
+        pytest.raises(PeerUnreachableError, match="--transport=inproc reaches nobody"),
+    ):
+        server.wait_until_ready(START_S)

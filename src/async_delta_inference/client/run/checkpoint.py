@@ -5,6 +5,7 @@ match is an error here and not a KeyError in a server's log.
 from __future__ import annotations
 
 import json
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from async_delta_inference.transport import ObservationFeatures
 
 __all__ = ["check_checkpoint", "local_checkpoint"]
 
+_HUB_TIMEOUT_S = 5.0
 _IMAGES = "observation.images."
 
 
@@ -37,9 +39,45 @@ def local_checkpoint(pretrained_name_or_path: str, *, shares_files: bool = True)
     if not shares_files:
         return None
     looks_like_path = path.is_absolute() or path.exists() or pretrained_name_or_path.count("/") != 1
-    if looks_like_path or pretrained_name_or_path.startswith((".", "~")):
-        raise ConfigError(f"--pretrained_name_or_path={pretrained_name_or_path}: there is no such folder")
+    if looks_like_path or pretrained_name_or_path.startswith((".", "~")) or _is_meant_as_path(path):
+        raise ConfigError(f"--pretrained_name_or_path={pretrained_name_or_path}: there is no such folder{_meant(path)}")
+    _check_hub_name(pretrained_name_or_path)
     return None
+
+
+def _is_meant_as_path(path: Path) -> bool:
+    """Whether folder/name, which a hub could have, stands beside what it may have been meant to be."""
+    return bool(_meant(path)) or any(path.parent.glob("*/config.json"))
+
+
+def _meant(path: Path) -> str:
+    if not path.parent.is_dir():
+        return ""
+    close = get_close_matches(path.name, [entry.name for entry in path.parent.iterdir() if entry.is_dir()], n=1)
+    return f"; is it {path.parent / close[0]}?" if close else ""
+
+
+def _check_hub_name(name: str) -> None:
+    """Ask the hub now for what a server would ask it for after half a minute of loading.
+
+    Raises:
+        ConfigError: It has no such model, or cannot be asked for one that is not in its cache here.
+    """
+    try:
+        from huggingface_hub import HfApi, constants
+        from huggingface_hub.errors import RepositoryNotFoundError
+    except ModuleNotFoundError:
+        return
+    if (Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}").is_dir():
+        return
+    nowhere = f"--pretrained_name_or_path={name}: there is no such folder here, and"
+    try:
+        HfApi().model_info(name, timeout=_HUB_TIMEOUT_S)
+    except RepositoryNotFoundError as exc:
+        raise ConfigError(f"{nowhere} the hub has no such model, or it is private: hf auth login") from exc
+    except Exception as exc:
+        reason = (str(exc).splitlines() or [type(exc).__name__])[0]
+        raise ConfigError(f"{nowhere} the hub cannot be asked for it: {reason}") from exc
 
 
 def check_checkpoint(checkpoint: Path, policy_type: str, features: ObservationFeatures, action_dim: int) -> None:

@@ -39,7 +39,8 @@ class EmbeddedServer:
         log_path.parent.mkdir(parents=True, exist_ok=True)
         self._announcement, write_end = os.pipe()
         command = [
-            *(sys.executable, "-m", "async_delta_inference.server_adapter"),
+            # -P: a folder called datasets/ or a queue.py where the user works is none of the server's business.
+            *(sys.executable, "-P", "-m", "async_delta_inference.server_adapter"),
             f"--transport={transport}",
             *([] if trace is None else [f"--trace={trace}"]),
         ]

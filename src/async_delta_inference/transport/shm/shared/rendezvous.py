@@ -43,7 +43,8 @@ _BACKLOG = 16
 def rendezvous_folder() -> Path:
     """The folder of the sockets, made if it is not there.
 
-    `FOLDER_VARIABLE` if set, else in ``$XDG_RUNTIME_DIR``, else a folder of the user's in the temporary directory.
+    `FOLDER_VARIABLE` if set, else in ``$XDG_RUNTIME_DIR`` if that is there, else a folder of the user's in the
+    temporary directory.
 
     Raises:
         ConfigError: It belongs to somebody else, others may write to it, or it cannot be made.
@@ -52,8 +53,8 @@ def rendezvous_folder() -> Path:
         raise ConfigError("the shared-memory transport needs Linux: use --transport=grpc here")
     if chosen := os.environ.get(FOLDER_VARIABLE):
         folder = Path(chosen)
-    elif runtime := os.environ.get("XDG_RUNTIME_DIR"):
-        folder = Path(runtime) / "async-delta-inference"
+    elif (runtime := Path(os.environ.get("XDG_RUNTIME_DIR") or "nowhere")).is_absolute() and runtime.is_dir():
+        folder = runtime / "async-delta-inference"
     else:
         folder = Path(tempfile.gettempdir()) / f"async-delta-inference-{os.geteuid()}"
     try:
