@@ -141,7 +141,7 @@ def test_a_name_that_the_hub_does_not_have_is_neither(hub: Hub) -> None:
 
 def test_a_hub_that_cannot_be_asked_is_no_reason_to_wait(hub: Hub, tmp_path: Path) -> None:
     hub.fails = ConnectionError("no network\nhere")
-    with pytest.raises(ConfigError, match="no such folder here, and the hub cannot be asked for it: no network$"):
+    with pytest.raises(ConfigError, match=r"no such folder here, and the hub cannot be asked for it: no network$"):
         local_checkpoint("lerobot/act_aloha_sim")
     (tmp_path / "hub" / "models--lerobot--act_aloha_sim").mkdir(parents=True)
     assert local_checkpoint("lerobot/act_aloha_sim") is None

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import psutil
 import pytest
 from stub_environment import StubEnvironment
@@ -93,6 +94,9 @@ def test_run_does_not_wait_for_a_child_that_died(tmp_path: Path, monkeypatch: py
     # Python runs it in every process: this child loads no policy of LeRobot's, and is what it always is otherwise.
     (tmp_path / "sitecustomize.py").write_text(SERVES_A_FUNCTION)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    # Nobody asks the hub for what was loaded from it before.
+    (tmp_path / "hub" / "models--some--checkpoint").mkdir(parents=True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     config = SimClientConfig(
         env=None,
         policy_type="act",

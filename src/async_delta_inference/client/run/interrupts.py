@@ -93,6 +93,7 @@ class KeptInterrupts(_StandIn):
             raise KeyboardInterrupt
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
+        """Pass a signal on, and remember that it interrupted."""
         try:
             self.handlers[number](number, frame)
         except KeyboardInterrupt:
