@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Sequence
 
@@ -14,6 +15,8 @@ from async_delta_inference.errors import PolicyError, SetupRefusedError
 from async_delta_inference.transport import (
     ActionChunk,
     EpisodeStart,
+    FunctionPolicy,
+    Observation,
     Request,
     SessionSpec,
 )
@@ -144,6 +147,38 @@ def test_inference_that_raises_is_the_clients_error(error: BaseException) -> Non
         assert isinstance(reply, PolicyError)
         assert (str(reply).endswith("broke"), reply.timestep) == (True, 7)
         assert isinstance(ask(session, 8), ActionChunk)
+
+
+def author_reads(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """The lines that a server without any logging of its own prints."""
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_policys_author_reads_each_new_traceback_once(caplog: pytest.LogCaptureFixture) -> None:
+    errors = iter([ZeroDivisionError("first"), ZeroDivisionError("first"), KeyError("second"), PolicyError("meant")])
+
+    def look_into_the_frame(requests: Sequence[Request]) -> None:
+        raise next(errors)
+
+    with running(LoggedPolicy(infer=look_into_the_frame)) as host:
+        session = opened(host)
+        for timestep in range(4):
+            assert isinstance(ask(session, timestep), PolicyError)
+    first, second = author_reads(caplog)
+    assert "look_into_the_frame" in first
+    assert first.endswith("ZeroDivisionError: first")
+    assert second.endswith("KeyError: 'second'")
+
+
+def test_functions_author_reads_its_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    def divide(observation: Observation) -> float:
+        return 1 / 0
+
+    with running(FunctionPolicy(divide)) as host:
+        reply = ask(opened(host), 0)
+    assert str(reply) == "ZeroDivisionError: division by zero"
+    (line,) = author_reads(caplog)
+    assert "return 1 / 0" in line
 
 
 @pytest.mark.parametrize("answers", [[], [ACTIONS, ACTIONS]])

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from async_delta_inference.errors import PolicyError
+from async_delta_inference.transport.failures import PolicyFailures
 from async_delta_inference.transport.finite import is_finite
 from async_delta_inference.transport.inbox import Seat
 from async_delta_inference.transport.messages import SessionSpec
 from async_delta_inference.transport.policy import Answer, EpisodeStart, Policy
 
 __all__ = ["Answering"]
-
-logger = logging.getLogger(__name__)
 
 _FLOAT32 = np.dtype(np.float32)
 
@@ -31,6 +29,7 @@ class Answering:
     def __init__(self, policy: Policy, on_failure: Callable[[Seat, Exception], None]) -> None:
         self._infer = policy.infer
         self._on_failure = on_failure
+        self._failures = PolicyFailures()
 
     def one(self, seats: tuple[Seat]) -> None:
         """Answer the observation that the only seat holds, on the shortest path. Raises nothing."""
@@ -40,9 +39,8 @@ class Answering:
         try:
             answers = self._infer(seats)
             answer = answers[0] if len(answers) == 1 else _miscounted(answers, seats)
-        except (Exception, SystemExit) as exc:
-            logger.debug("inference failed", exc_info=True)
-            answer = _as_policy_error(exc)
+        except (Exception, SystemExit) as exc:  # noqa: BLE001 - its author reads it, its client hears of it
+            answer = self._failures.as_error("inference", exc)
         self._pass_on(seat, answer)
 
     def several(self, seats: Sequence[Seat]) -> None:
@@ -54,9 +52,8 @@ class Answering:
             answers = self._infer(seats)
             if len(answers) != len(seats):
                 answers = [_miscounted(answers, seats)] * len(seats)
-        except (Exception, SystemExit) as exc:
-            logger.debug("inference failed", exc_info=True)
-            answers = [_as_policy_error(exc)] * len(seats)
+        except (Exception, SystemExit) as exc:  # noqa: BLE001 - its author reads it, its client hears of it
+            answers = [self._failures.as_error("inference", exc)] * len(seats)
         for seat, answer in zip(seats, answers, strict=True):
             self._pass_on(seat, answer)
 
@@ -82,9 +79,8 @@ class Answering:
             return True
         try:
             seat.session.reset(EpisodeStart(observation.episode, observation.task))
-        except (Exception, SystemExit) as exc:
-            logger.debug("the policy cannot be reset", exc_info=True)
-            self._pass_on(seat, _as_policy_error(exc))
+        except (Exception, SystemExit) as exc:  # noqa: BLE001 - its author reads it, its client hears of it
+            self._pass_on(seat, self._failures.as_error("the policy's reset", exc))
             return False
         seat.episode = observation.episode
         return True
@@ -107,10 +103,6 @@ class Answering:
 
 def _miscounted(answers: Sequence[Answer], seats: Sequence[Seat]) -> PolicyError:
     return PolicyError(f"the policy gave {len(answers)} answers to {len(seats)} requests")
-
-
-def _as_policy_error(exc: BaseException) -> PolicyError:
-    return exc if isinstance(exc, PolicyError) else PolicyError(f"{type(exc).__name__}: {exc}")
 
 
 def _fault_of(actions: object, spec: SessionSpec) -> str:

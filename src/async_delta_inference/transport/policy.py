@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from async_delta_inference.errors import ConfigError, PolicyError, SetupRefusedError
+from async_delta_inference.transport.failures import PolicyFailures
 from async_delta_inference.transport.messages import Observation, SessionSpec
 
 __all__ = [
@@ -179,6 +180,7 @@ class FunctionPolicy:
     def __init__(self, function: PolicyFunction, description: str = "", *, action_dim: int | None = None) -> None:
         self._function = function
         self._action_dim = action_dim
+        self._failures = PolicyFailures()
         name = getattr(function, "__qualname__", type(function).__qualname__)
         self._description = description or f"{getattr(function, '__module__', '?')}.{name}"
 
@@ -200,8 +202,8 @@ class FunctionPolicy:
             if given is None:
                 raise PolicyError("the function returned None: let it return actions (n, A)")
             actions = np.asarray(given, np.float32)
-        except (Exception, SystemExit) as exc:  # noqa: BLE001 - a function may raise anything: its client hears of it
-            return exc if isinstance(exc, PolicyError) else PolicyError(f"{type(exc).__name__}: {exc}")
+        except (Exception, SystemExit) as exc:  # noqa: BLE001 - its author reads it, its client hears of it
+            return self._failures.as_error("the function", exc)
         assert isinstance(request.session, _FunctionSession)
         return actions[: request.session.rows] if actions.ndim else actions
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 
 from async_delta_inference.errors import PolicyError, SetupRefusedError
 from async_delta_inference.server_adapter.policy_server.checkpoints import PolicyIdentity, action_dim_of
 from async_delta_inference.server_adapter.policy_server.driven import DrivenPolicyServer
 from async_delta_inference.server_adapter.policy_server.sessions import DrivenSession, open_session
+from async_delta_inference.transport.failures import PolicyFailures
 from async_delta_inference.transport.finite import is_finite
 from async_delta_inference.transport.messages import SessionSpec
 from async_delta_inference.transport.policy import Answer, PolicyNeeds, Request
 
 __all__ = ["PolicyServerPolicy"]
-
-logger = logging.getLogger(__name__)
 
 
 class PolicyServerPolicy:
@@ -26,6 +24,7 @@ class PolicyServerPolicy:
     """
 
     def __init__(self) -> None:
+        self._failures = PolicyFailures()
         self._driven = DrivenPolicyServer()
         self._loaded: PolicyIdentity | None = None
         self._sessions: set[DrivenSession] = set()
@@ -67,7 +66,7 @@ class PolicyServerPolicy:
 
     def infer(self, requests: Sequence[Request]) -> Sequence[Answer]:
         """Answer one request after the other; what one of them raises is that one's answer."""
-        return [_answer(request) for request in requests]
+        return [_answer(request, self._failures) for request in requests]
 
     def _refuse_while_others_are_served(self, wanted: PolicyIdentity) -> None:
         if self._loaded is None or not self._sessions:
@@ -80,13 +79,12 @@ class PolicyServerPolicy:
         )
 
 
-def _answer(request: Request) -> Answer:
+def _answer(request: Request, failures: PolicyFailures) -> Answer:
     observation, session = request.observation, request.session
     assert isinstance(session, DrivenSession)
     if not is_finite(observation.state.tobytes()):
         return PolicyError(f"the state of timestep {observation.timestep} is not finite", observation.timestep)
     try:
         return session.answer(observation, request.release)
-    except (Exception, SystemExit) as exc:
-        logger.debug("inference failed", exc_info=True)
-        return exc if isinstance(exc, PolicyError) else PolicyError(f"{type(exc).__name__}: {exc}")
+    except (Exception, SystemExit) as exc:  # noqa: BLE001 - its author reads it, its client hears of it
+        return failures.as_error("inference", exc)
