@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 import warnings
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from tempfile import NamedTemporaryFile
@@ -18,7 +18,7 @@ from async_delta_inference.errors import AsyncDeltaError, ConfigError, MissingEx
 from async_delta_inference.flag_values import flag_types, home_expanded, plain_value
 from async_delta_inference.standard_streams import unfailing_output
 
-__all__ = ["EXIT_FAILED", "parse_arguments", "run_command"]
+__all__ = ["EXIT_FAILED", "command_parser", "parse_arguments", "run_command"]
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -109,11 +109,11 @@ def _parser(config_class: type, program: str) -> Any:
     """As draccus parses, for which every value is YAML, but for what has a plain form."""
     import mergedeep
     from draccus import cfgparsing
-    from draccus.argparsing import ArgumentParser
+    from draccus.argparsing import ArgumentParser as DraccusParser
     from draccus.parsers.decoding import decode
     from draccus.utils import CONFIG_ARG, deflatten
 
-    class Parser(ArgumentParser):  # type: ignore[misc]
+    class Parser(DraccusParser):  # type: ignore[misc]
         def _postprocessing(self, parsed_args: Namespace) -> Any:
             given: dict[str, str] = vars(parsed_args)
             file: dict[str, Any] = {}
@@ -129,6 +129,19 @@ def _parser(config_class: type, program: str) -> Any:
             return decode(config_class, mergedeep.merge(file, deflatten(values, sep=".")))
 
     return Parser(config_class=config_class, prog=program)
+
+
+def command_parser(config_class: type[Any], program: str) -> ArgumentParser:
+    """What argparse knows of a configuration's flags, to print it.
+
+    Raises:
+        MissingExtraError: The packages that read a command line are not installed.
+    """
+    try:
+        parser: ArgumentParser = _parser(config_class, program).parser
+    except ModuleNotFoundError as exc:
+        raise MissingExtraError("lerobot", program) from exc
+    return parser
 
 
 def _reason(exc: BaseException) -> str:

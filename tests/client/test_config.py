@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -204,10 +205,38 @@ def test_delay_on_the_command_line_is_a_number_or_auto() -> None:
 
 
 def test_help_tells_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as info:
-        main(["--help"])
-    assert info.value.code == 0
+    """Wherever it stands, and beside whatever would be a mistake."""
+    assert main(["--inference_delay=2", "--help", "--nonsense"]) == 0
     text = " ".join(capsys.readouterr().out.split())
     for name in SimClientConfig.__dataclass_fields__:
         assert f"--{name}" in text
     assert "seconds for the server to be reached" in text.lower()
+
+
+def test_help_knows_the_environments_that_lerobot_registers(capsys: pytest.CaptureFixture[str]) -> None:
+    from lerobot.envs.configs import EnvConfig
+
+    assert main(["-h"]) == 0
+    listed = capsys.readouterr().out.split("Values of --env.type: ")[1]
+    assert {name for name in EnvConfig.get_known_choices() if name.isalnum()} <= set(listed.replace(",", " ").split())
+
+
+def test_help_of_one_environment_tells_its_flags_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    for flags in (["--env.type=pusht", "--help"], ["--help", "--env.type", "pusht"]):
+        assert main(flags) == 0
+        text = capsys.readouterr().out
+        assert "--env.observation_height" in text
+        assert "--env.control_mode" not in text  # LIBERO's
+        assert "--n_episodes" not in text
+    assert main(["--env.type=puhst", "--help"]) == 2
+    assert "there is no such environment" in capsys.readouterr().err
+
+
+def test_help_loads_neither_lerobot_nor_torch() -> None:
+    program = (
+        "import sys; from async_delta_inference.client.cli import main; main(['--help']); "
+        "print({'lerobot', 'torch', 'transformers'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert "Values of --env.type: aloha" in done.stdout
+    assert done.stdout.endswith("set()\n")

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
 from async_delta_inference.client.config import SimClientConfig
+from async_delta_inference.client.flag_help import asks_for_help, environment_help, evaluation_help, named_environment
 from async_delta_inference.client.record.eval_info import EVAL_INFO_NAME
 from async_delta_inference.client.sim_client import SimClient
 from async_delta_inference.command_line import EXIT_FAILED, parse_arguments, run_command
 from async_delta_inference.errors import MissingExtraError
 
 __all__ = ["main"]
+
+_PROGRAM = "async-delta-eval"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,29 +25,44 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0, or 2 for a user's mistake, 1 for another error or a result that could not be written, 130 when interrupted.
     """
-    return run_command(lambda: _evaluate(_parse(arguments)))
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    if asks_for_help(words):
+        return run_command(lambda: _help(words))
+    return run_command(lambda: _evaluate(_parse(words)))
 
 
-def _parse(arguments: Sequence[str] | None) -> SimClientConfig:
+def _help(arguments: Sequence[str]) -> int:
+    name = named_environment(arguments)
+    print(environment_help(_PROGRAM, _env_config(), name) if name else evaluation_help(_PROGRAM), end="")
+    return 0
+
+
+def _env_config() -> Any:
+    """LeRobot's, after all that registers with it was imported: plugin packages', and any gymnasium id."""
     try:
         from lerobot.envs.configs import EnvConfig
         from lerobot.utils.import_utils import register_third_party_plugins
     except ModuleNotFoundError as exc:
-        raise MissingExtraError("lerobot", "async-delta-eval") from exc
+        raise MissingExtraError("lerobot", _PROGRAM) from exc
 
-    # Environments of LeRobot's plugin packages, and any gymnasium id, become choices of --env.type.
     register_third_party_plugins()
     import async_delta_inference.client.environments.gymnasium_id  # noqa: F401
 
+    return EnvConfig
+
+
+def _parse(arguments: Sequence[str]) -> SimClientConfig:
+    EnvConfig = _env_config()  # noqa: N806 - the class
+
     @dataclass(kw_only=True)
-    class EvalConfig(SimClientConfig):
+    class Evaluation(SimClientConfig):
         """Evaluate a served policy in simulation."""
 
-        env: EnvConfig = field(metadata={"help": "environment, such as --env.type=libero --env.task=libero_object"})
+        env: EnvConfig  # type: ignore[valid-type]
 
     # draccus looks annotations up in the module.
     globals()["EnvConfig"] = EnvConfig
-    return parse_arguments(EvalConfig, arguments, "async-delta-eval")
+    return parse_arguments(Evaluation, arguments, _PROGRAM)
 
 
 def _evaluate(config: SimClientConfig) -> int:
