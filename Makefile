@@ -34,10 +34,10 @@ demo: $(READY)  ## evaluate a small policy in LIBERO over an embedded server, wi
 	    --output_dir=outputs/demo --overwrite=true
 
 test: $(READY)  ## run the tests
-	$(VENV)/bin/pytest -m 'not slow'
+	$(VENV)/bin/pytest -n auto --dist loadfile -m 'not slow'
 
 test-slow: $(READY)  ## run the long forms too
-	$(VENV)/bin/pytest
+	$(VENV)/bin/pytest -n auto --dist loadfile
 
 check: $(READY)  ## lint, types, layers
 	$(VENV)/bin/ruff check src tests benchmarks examples

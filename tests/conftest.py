@@ -6,7 +6,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -40,15 +41,53 @@ def leaves_nothing_behind() -> Iterator[None]:
     assert not left, f"left behind: {sorted(left)}"
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """For ``-n auto``: a simulator takes 3 GB, and every worker loads lerobot, as many of its children do."""
+    memory_gb = psutil.virtual_memory().total / 2**30
+    return max(1, min(len(os.sched_getaffinity(0)), int(memory_gb // 8), 8))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Tests log text that UTF-8 cannot hold, and a report of a worker has to travel."""
+    report = yield
+    report.sections = [(name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections]
+    return report
+
+
 def _traces() -> set[str]:
     threads = {f"thread {t.name}" for t in threading.enumerate() if not t.daemon or "transport" in t.name}
-    segments = {f"/dev/shm/{path.name}" for path in Path("/dev/shm").glob("*adi*")}
+    family = psutil.Process().children(recursive=True)
+    segments = _segments()
+    if segments:
+        mapped = _inodes_mapped_by_others({os.getpid(), *(process.pid for process in family)})
+        segments = {path: inode for path, inode in segments.items() if inode not in mapped}
     processes = set()
-    for process in psutil.Process().children(recursive=True):
+    for process in family:
         try:
             command = " ".join(process.cmdline())
         except psutil.Error:
             continue
         if "resource_tracker" not in command and "forkserver" not in command:
             processes.add(f"process {process.pid} {command[:200]}")
-    return threads | segments | processes
+    return threads | segments.keys() | processes
+
+
+def _segments() -> dict[str, str]:
+    """Names and inodes of this project's shared memory and semaphores."""
+    found = {}
+    for path in Path("/dev/shm").glob("*adi*"):
+        with suppress(FileNotFoundError):
+            found[str(path)] = str(path.stat().st_ino)
+    return found
+
+
+def _inodes_mapped_by_others(ours: set[int]) -> set[str]:
+    """Other tests may run at the same time. By inode: a semaphore is mapped under a name that it had before."""
+    inodes = set()
+    for process in psutil.process_iter():
+        if process.pid not in ours:
+            with suppress(psutil.Error, OSError):
+                lines = Path(f"/proc/{process.pid}/maps").read_text().splitlines()
+                inodes |= {line.split(maxsplit=5)[4] for line in lines if "/dev/shm/" in line}
+    return inodes

@@ -28,7 +28,8 @@ class PolicyFailures:
         if isinstance(exc, PolicyError):
             return exc
         # As text: a record that keeps the exception would keep the memory of the session that its frames hold.
-        text = "".join(traceback.format_exception(exc)).rstrip()
+        # A message that no encoding holds would fail wherever the log is written to.
+        text = "".join(traceback.format_exception(exc)).rstrip().encode(errors="backslashreplace").decode()
         logger.log(logging.DEBUG if text == self._last else logging.ERROR, "%s failed\n%s", what, text)
         self._last = text
         return PolicyError(f"{type(exc).__name__}: {exc}")
