@@ -19,7 +19,7 @@ from async_delta_inference.client.control.loop import ControlLoop
 from async_delta_inference.client.environments.base import Environment
 from async_delta_inference.client.environments.guarded import GuardedEnvironment
 from async_delta_inference.client.environments.registry import make_environments
-from async_delta_inference.client.record.delays import read_recorded_delays
+from async_delta_inference.client.record.delays import RecordedDelays, read_recorded_delays
 from async_delta_inference.client.record.observers import Observers, RunObserver
 from async_delta_inference.client.record.output_folder import OutputFolder, default_output_dir
 from async_delta_inference.client.record.results import EpisodeResult, EvaluationResult
@@ -77,7 +77,7 @@ class SimClient:
         self._stage_trace: StageTraceFile | None = None
         self._transport = transport
         self._source: ChunkSource | None = None
-        self._recorded_delays: tuple[int, ...] = ()
+        self._recorded_delays: RecordedDelays | None = None
         self._started = False
         self._source_exists = threading.Event()
         self._stopped = threading.Event()

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stub_environment import STUB_FEATURES, StubEnvironment
 
-from async_delta_inference.client import RunObserver, SimClientConfig
+from async_delta_inference.client import EpisodeSpec, RunObserver, SimClientConfig
 from async_delta_inference.client.control import clock as clock_module
 from async_delta_inference.client.control.action_queue import ActionQueue
 from async_delta_inference.client.control.aggregation import aggregate_function
@@ -21,11 +21,21 @@ from async_delta_inference.errors import ConfigError
 from async_delta_inference.transport import SessionSpec
 from async_delta_inference.transport.testing import ScriptedTransport, timestep_policy
 
+EPISODE, OTHER = EpisodeSpec("stub", 0, 3, 1003), EpisodeSpec("stub", 1, 3, 1003)
+
 
 def test_simulated_delays_are_used_in_order_and_begin_anew() -> None:
     clock = SimulatedClock([2, 0, 5])
+    clock.start_episode(EPISODE)
     assert [clock.due_step(10) for _ in range(5)] == [12, 10, 15, 12, 10]
     assert clock.delays == (2, 0, 5)
+
+
+def test_simulated_delays_follow_from_the_episode_and_not_from_those_before_it() -> None:
+    clock = SimulatedClock([2, 0, 5], {EPISODE.key: [7, 8]})
+    for spec, expected in ((OTHER, [2, 0]), (EPISODE, [7, 8, 7]), (OTHER, [2]), (EPISODE, [7])):
+        clock.start_episode(spec)
+        assert [clock.due_step(0) for _ in expected] == expected
 
 
 @pytest.mark.parametrize("delays", [[], [-1], [1, -1]])
@@ -62,7 +72,7 @@ def test_realtime_paces_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     now = FakeTime()
     monkeypatch.setattr(clock_module, "time", now)
     clock = RealtimeClock(10.0)
-    clock.start_episode()
+    clock.start_episode(EPISODE)
     now.now_s += 0.04
     clock.wait_for_next_step()
     now.now_s += 0.35  # a step that takes too long is not made up for
@@ -76,7 +86,7 @@ def test_realtime_keeps_its_rate_though_sleeps_take_too_long(monkeypatch: pytest
     now = FakeTime(oversleep_s=0.01)
     monkeypatch.setattr(clock_module, "time", now)
     clock = RealtimeClock(10.0)
-    clock.start_episode()
+    clock.start_episode(EPISODE)
     for _ in range(20):
         now.now_s += 0.03
         clock.wait_for_next_step()
@@ -90,7 +100,7 @@ def test_realtime_step_is_never_shorter_than_its_period(work_s: list[float]) -> 
         now = FakeTime()
         patch.setattr(clock_module, "time", now)
         clock = RealtimeClock(10.0)
-        clock.start_episode()
+        clock.start_episode(EPISODE)
         begins_s = [now.now_s]
         for seconds in work_s:
             now.now_s += seconds
@@ -120,7 +130,7 @@ class Calls(Clock, RunObserver):
         self._note("due_step")
         return step
 
-    def start_episode(self) -> None:
+    def start_episode(self, spec: EpisodeSpec) -> None:
         self._note("start_episode")
 
     def wait_for_next_step(self) -> None:

@@ -13,6 +13,7 @@ import pytest
 from control_run import Run, executed
 from stub_environment import StubEnvironment
 
+from async_delta_inference.client import EpisodeSpec
 from async_delta_inference.transport import Observation
 from async_delta_inference.transport.testing import timestep_policy
 
@@ -31,16 +32,21 @@ def test_observation_carries_the_timestep_of_the_action_it_is_for(run: Run) -> N
     assert [observation.state[0] for observation in run.transport.sent] == [0, 10, 20]
 
 
+def numbers(*episodes: tuple[int, int]) -> list[int]:
+    """What a server is told in three observations of each, given as task and index."""
+    return [EpisodeSpec("stub", task, index, None).number for task, index in episodes for _ in range(3)]
+
+
 def test_unlike_upstream_timesteps_do_not_restart_with_an_episode(run: Run) -> None:
     run(n_episodes=3, chunk_size_threshold=0.0)
     assert run.asked == [0, 10, 20, 30, 40, 50, 60, 70, 80]
-    assert [observation.episode for observation in run.transport.sent] == [0] * 3 + [1] * 3 + [2] * 3
+    assert [observation.episode for observation in run.transport.sent] == numbers((0, 0), (0, 1), (0, 2))
 
 
 def test_episodes_of_further_tasks_go_on_counting(run: Run) -> None:
     run.environments = [StubEnvironment(task_id=0), StubEnvironment(task_id=1)]
     result = run(n_episodes=2, chunk_size_threshold=0.0)
-    assert [o.episode for o in run.transport.sent] == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
+    assert [o.episode for o in run.transport.sent] == numbers((0, 0), (0, 1), (1, 0), (1, 1))
     assert [(e.task_id, e.episode, e.seed) for e in result.episodes] == [
         (0, 0, 1000),
         (0, 1, 1001),

@@ -10,7 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_result import small_result
 
-from async_delta_inference.client.record.delays import delay_in_steps, read_recorded_delays, write_recorded_delays
+from async_delta_inference.client.record.delays import (
+    RecordedDelays,
+    delay_in_steps,
+    read_recorded_delays,
+    write_recorded_delays,
+)
 from async_delta_inference.errors import ConfigError
 
 
@@ -37,9 +42,19 @@ def test_delay_is_the_fewest_steps_that_are_not_shorter_than_the_seconds(delay_s
 
 def test_delays_are_read_as_they_were_written(tmp_path: Path) -> None:
     write_recorded_delays(tmp_path / "delays.json", small_result())
-    assert read_recorded_delays(tmp_path / "delays.json") == (0, 3, 4)
+    delays = read_recorded_delays(tmp_path / "delays.json")
+    assert delays == RecordedDelays((0, 3, 4), {("spatial", 0, 0): (0, 3), ("spatial", 0, 1): (4,)})
     assert json.loads((tmp_path / "delays.json").read_text()) == {
         "fps": 20.0,
+        "episodes": [
+            {"task_group": group, "task_id": task_id, "episode": index, "requests": requests}
+            for group, task_id, index, requests in [
+                ("spatial", 0, 0, 2),
+                ("spatial", 0, 1, 1),
+                ("spatial", 3, 0, 0),
+                ("goal", 1, 0, 0),
+            ]
+        ],
         "delay_steps": [0, 3, 4],
         "latency_s": [0.1, 0.3, None],
         "latency_steps": [2, 6, None],
@@ -54,6 +69,8 @@ NO_DELAYS = [
     '{"delay_steps": [-1]}',
     '{"delay_steps": [1.5]}',
     '{"delay_steps": 3}',
+    '{"delay_steps": [3], "episodes": [7]}',
+    '{"delay_steps": [3], "episodes": [{"task_group": "a", "task_id": 0, "episode": 0, "requests": "many"}]}',
 ]
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from async_delta_inference.client import SimClientConfig
 from async_delta_inference.client.control.clock import RealtimeClock
+from async_delta_inference.client.record.delays import RecordedDelays
 from async_delta_inference.client.run.clocks import make_clock
 
 
@@ -21,7 +22,7 @@ def never() -> int:
 
 
 def test_realtime_is_the_default() -> None:
-    clock = make_clock(config(), 20.0, (), never)
+    clock = make_clock(config(), 20.0, None, never)
     assert isinstance(clock, RealtimeClock)
     assert clock.delays == ()
 
@@ -36,9 +37,10 @@ def test_realtime_is_the_default() -> None:
     ],
 )
 def test_simulated_delays_are_those_of_the_flag(flags: dict[str, Any], delays: tuple[int, ...]) -> None:
-    assert make_clock(config(clock="simulated", **flags), 20.0, (2, 0, 7), never).delays == delays
+    recorded = RecordedDelays((2, 0, 7), {}) if "inference_delay_trace" in flags else None
+    assert make_clock(config(clock="simulated", **flags), 20.0, recorded, never).delays == delays
 
 
 @pytest.mark.parametrize("flags", [{}, {"inference_delay": "auto"}])
 def test_simulated_delay_is_measured_unless_it_is_given(flags: dict[str, Any]) -> None:
-    assert make_clock(config(clock="simulated", **flags), 20.0, (), lambda: 9).delays == (9,)
+    assert make_clock(config(clock="simulated", **flags), 20.0, None, lambda: 9).delays == (9,)

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
+from async_delta_inference.client.environments.episode import EpisodeKey, EpisodeSpec
 from async_delta_inference.errors import ConfigError
 
 __all__ = ["Clock", "RealtimeClock", "SimulatedClock"]
@@ -32,10 +33,11 @@ class Clock(ABC):
             The step before which it takes effect, or None for as soon as it arrives.
         """
 
-    def start_episode(self) -> None:  # noqa: B027 - the simulated clock has nothing to start
-        """The first step is about to begin."""
+    @abstractmethod
+    def start_episode(self, spec: EpisodeSpec) -> None:
+        """The first step of an episode is about to begin."""
 
-    def wait_for_next_step(self) -> None:  # noqa: B027 - nor to wait for
+    def wait_for_next_step(self) -> None:  # noqa: B027 - the simulated clock has nothing to wait for
         """A step has ended."""
 
 
@@ -55,7 +57,7 @@ class RealtimeClock(Clock):
     def due_step(self, step: int) -> int | None:  # noqa: D102
         return None
 
-    def start_episode(self) -> None:  # noqa: D102
+    def start_episode(self, spec: EpisodeSpec) -> None:  # noqa: D102
         self._next_s = time.monotonic() + self._step_s
 
     def wait_for_next_step(self) -> None:  # noqa: D102
@@ -72,7 +74,9 @@ class SimulatedClock(Clock):
     """Paced by the environment's step count.
 
     Args:
-        delays: Inference delay in steps of each request of a run, in order; begins anew when used up.
+        delays: Inference delay in steps of each request of an episode, in order; begins anew when used up, and with
+            every episode: a delay follows from the episode, not from what was run before it.
+        by_episode: The same for single episodes that have delays of their own.
 
     Raises:
         ConfigError: No delay, or a negative one.
@@ -80,13 +84,20 @@ class SimulatedClock(Clock):
 
     name = "simulated"
 
-    def __init__(self, delays: Sequence[int]) -> None:
-        if not delays or min(delays) < 0:
-            raise ConfigError(f"inference delays must be 0 or more steps, got {list(delays)}")
+    def __init__(self, delays: Sequence[int], by_episode: Mapping[EpisodeKey, Sequence[int]] | None = None) -> None:
+        self._by_episode = by_episode or {}
+        for listed in (delays, *self._by_episode.values()):
+            if not listed or min(listed) < 0:
+                raise ConfigError(f"inference delays must be 0 or more steps, got {list(listed)}")
         self.delays = tuple(delays)
+        self._of_episode: Sequence[int] = self.delays
+        self._requests = 0
+
+    def start_episode(self, spec: EpisodeSpec) -> None:  # noqa: D102
+        self._of_episode = self._by_episode.get(spec.key, self.delays)
         self._requests = 0
 
     def due_step(self, step: int) -> int | None:  # noqa: D102
-        delay = self.delays[self._requests % len(self.delays)]
+        delay = self._of_episode[self._requests % len(self._of_episode)]
         self._requests += 1
         return step + delay

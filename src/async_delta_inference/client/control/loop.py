@@ -30,6 +30,7 @@ __all__ = ["ControlLoop"]
 
 _SLICE_S = 0.5
 """How long one wait for a chunk takes before the loop looks whether it was stopped."""
+_RUN_AGAIN = 1 << 62
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,7 @@ class ControlLoop:
         self._running = running
         self._to_device = device_converter(options.client_device)
         self._history = ObservationHistory(transport.n_obs_steps)
-        self._session_episode = -1
+        self._episode_number = -1
         self._first_timestep = 0
         self._request: _Request | None = None
         self._captured_ns: dict[int, int] = {}
@@ -98,7 +99,8 @@ class ControlLoop:
         """
         options, queue = self._options, self._queue
         queue.start_episode()
-        self._session_episode += 1
+        # A server that hears the same number again would not forget what it remembers of the episode before.
+        self._episode_number = spec.number ^ (_RUN_AGAIN if spec.number == self._episode_number else 0)
         self._first_timestep = queue.next_timestep
         self._request = None
         self._captured_ns.clear()
@@ -114,7 +116,7 @@ class ControlLoop:
         instruction = task or environment.task_description
         steps = _StepLog()
         started_s = time.perf_counter()
-        self._clock.start_episode()
+        self._clock.start_episode(spec)
         self._history.start_episode()
         frame = True
         for step in range(environment.max_episode_steps):
@@ -164,7 +166,7 @@ class ControlLoop:
             observation.timestep = self._queue.next_timestep
             observation.task = instruction
             observation.must_go = self._options.must_go == "always" or not len(self._queue)
-            observation.episode = self._session_episode
+            observation.episode = self._episode_number
             observation.timestamp_s = time.time()
             if (recorder := stages.recorder) is not None:
                 recorder.mark_at(stages.BEGIN, observation.timestep, captured_ns)

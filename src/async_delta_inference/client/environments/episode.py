@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from zlib import crc32
 
-__all__ = ["EpisodeSpec"]
+__all__ = ["EpisodeKey", "EpisodeSpec"]
+
+EpisodeKey = tuple[str, int, int]
+"""Task group, task id, and index of the episode within the task."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -25,6 +29,16 @@ class EpisodeSpec:
     episode: int
     seed: int | None
     init_state_id: int | None = None
+
+    @property
+    def key(self) -> EpisodeKey:
+        """Which episode of the evaluation it is."""
+        return self.task_group, self.task_id, self.episode
+
+    @property
+    def number(self) -> int:
+        """For the server: differs from every other episode's of an evaluation, and follows from the task and index."""
+        return crc32(f"{self.task_group}/{self.task_id}".encode()) << 30 | self.episode % 2**30
 
     @property
     def name(self) -> str:

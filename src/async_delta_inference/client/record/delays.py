@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
-from async_delta_inference.client.record.results import EvaluationResult
+from async_delta_inference.client.environments.episode import EpisodeKey
+from async_delta_inference.client.record.results import EpisodeResult, EvaluationResult
 from async_delta_inference.errors import ConfigError
 
-__all__ = ["DELAYS_NAME", "delay_in_steps", "read_recorded_delays", "write_recorded_delays"]
+__all__ = ["DELAYS_NAME", "RecordedDelays", "delay_in_steps", "read_recorded_delays", "write_recorded_delays"]
 
 DELAYS_NAME = "inference_delays.json"
 
@@ -28,6 +31,8 @@ def delay_in_steps(delay_s: float, fps: float) -> int:
 def write_recorded_delays(path: Path, result: EvaluationResult) -> None:
     """Write one entry per request, in order, so that a run that replays it asks and merges at the same steps.
 
+    ``episodes``: whose requests they are, in the same order: task, index, and how many requests.
+
     ``delay_steps``: steps from the observation to its chunk taking effect; of a request that was open when its episode
     ended, steps to that end at least. ``latency_s``: seconds from its capture to the chunk's arrival, rounded up to
     steps at ``fps`` in ``latency_steps``; null for an open request.
@@ -42,6 +47,10 @@ def write_recorded_delays(path: Path, result: EvaluationResult) -> None:
             latencies_s.append(None)
     recorded = {
         "fps": result.fps,
+        "episodes": [
+            {"task_group": e.task_group, "task_id": e.task_id, "episode": e.episode, "requests": _requests(e)}
+            for e in result.episodes
+        ],
         "delay_steps": delays,
         "latency_s": [None if s is None else round(s, 6) for s in latencies_s],
         "latency_steps": [None if s is None else delay_in_steps(s, result.fps) for s in latencies_s],
@@ -49,16 +58,40 @@ def write_recorded_delays(path: Path, result: EvaluationResult) -> None:
     path.write_text(json.dumps(recorded) + "\n")
 
 
-def read_recorded_delays(path: Path) -> tuple[int, ...]:
-    """The ``delay_steps`` that a run recorded.
+def _requests(episode: EpisodeResult) -> int:
+    return len(episode.chunks) + (episode.open_delay_steps is not None)
+
+
+@dataclass(frozen=True)
+class RecordedDelays:
+    """Those of another run, in steps.
+
+    Args:
+        delays: Of all its requests, in order.
+        by_episode: The same, episode by episode; empty where the file does not say.
+    """
+
+    delays: tuple[int, ...]
+    by_episode: dict[EpisodeKey, tuple[int, ...]]
+
+
+def read_recorded_delays(path: Path) -> RecordedDelays:
+    """What a run recorded, or somebody wrote: ``delay_steps``, and ``episodes`` which says whose they are.
 
     Raises:
         ConfigError: The file cannot be read, or holds no delays of 0 or more steps.
     """
     try:
-        delays = json.loads(path.read_text())["delay_steps"]
-    except (OSError, ValueError, KeyError, TypeError) as exc:
+        recorded = json.loads(path.read_text())
+        delays = recorded["delay_steps"]
+        episodes = [
+            ((str(e["task_group"]), int(e["task_id"]), int(e["episode"])), int(e["requests"]))
+            for e in recorded.get("episodes", ())
+        ]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as exc:
         raise ConfigError(f"--inference_delay_trace={path} cannot be read: {type(exc).__name__}: {exc}") from exc
     if not isinstance(delays, list) or not delays or not all(type(d) is int and d >= 0 for d in delays):
         raise ConfigError(f"--inference_delay_trace={path} holds no list of delays of 0 or more steps")
-    return tuple(delays)
+    remaining = iter(delays)
+    by_episode = {key: tuple(islice(remaining, requests)) for key, requests in episodes}
+    return RecordedDelays(tuple(delays), {key: listed for key, listed in by_episode.items() if listed})
