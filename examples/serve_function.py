@@ -38,4 +38,5 @@ def push(observation: Observation) -> np.ndarray:
 
 if __name__ == "__main__":
     with suppress(KeyboardInterrupt), serve(push, "shm://mine") as server:
+        print(f"serving {server.uris[0]}, until Ctrl-C", flush=True)
         server.wait()

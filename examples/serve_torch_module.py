@@ -46,4 +46,5 @@ def act(observation: Observation) -> np.ndarray:
 
 if __name__ == "__main__":
     with suppress(KeyboardInterrupt), serve(act, "shm://mine") as server:
+        print(f"serving {server.uris[0]}, until Ctrl-C", flush=True)
         server.wait()

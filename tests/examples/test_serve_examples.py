@@ -23,12 +23,12 @@ END_S = 60.0
 
 
 @contextmanager
-def running(example: str) -> Iterator[None]:
-    """An example, until Ctrl-C, which ends it without an error."""
+def running(example: str, ended_by: int) -> Iterator[None]:
+    """An example, until a signal, which ends it without an error."""
     process = subprocess.Popen([sys.executable, str(EXAMPLES / example)], env=os.environ | {"OMP_NUM_THREADS": "1"})
     try:
         yield
-        process.send_signal(signal.SIGINT)
+        process.send_signal(ended_by)
         assert process.wait(END_S) == 0
     finally:
         process.kill()
@@ -36,18 +36,23 @@ def running(example: str) -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
-    ("example", "name"), [("serve_function.py", "__main__.push"), ("serve_torch_module.py", "__main__.act")]
+    ("example", "name", "ended_by"),
+    [
+        ("serve_function.py", "__main__.push", signal.SIGTERM),
+        ("serve_torch_module.py", "__main__.act", signal.SIGINT),
+    ],
 )
 def test_example_is_evaluated_without_a_checkpoint(
-    example: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    example: str, name: str, ended_by: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path / "r"))
     documented = "async-delta-eval --server_address=shm://mine --env.type=pusht --actions_per_chunk=8"
     assert documented in (EXAMPLES / example).read_text()
     short = ["--env.episode_length=20", "--n_episodes=1", "--clock=simulated", "--inference_delay=0"]
     quiet = ["--progress=false", f"--output_dir={tmp_path / 'run'}", "--connect_timeout_s=120"]
-    with running(example):
+    with running(example, ended_by):
         assert cli.main([*documented.split()[1:], *short, *quiet]) == 0
+    assert list((tmp_path / "r").glob("*.sock")) == []
     info = json.loads((tmp_path / "run" / "eval_info.json").read_text())
     assert info["overall"]["async"]["policy"] == name
     assert len(info["per_task"][0]["metrics"]["sum_rewards"]) == 1

@@ -31,6 +31,9 @@ def test_every_scheme_has_a_default_address_of_its_own() -> None:
 def test_addresses_fit_the_transports() -> None:
     config = ServeConfig(transport="grpc,shm", server_address="127.0.0.1:0, shm://name")
     assert config.uris() == ["grpc://127.0.0.1:0", "shm://name"]
+    assert ServeConfig(server_address="127.0.0.1:0, shm://name").uris() == ["grpc://127.0.0.1:0", "shm://name"]
+    assert ServeConfig(server_address="shm://name").uris() == ["shm://name"]
+    assert ServeConfig().uris() == ["grpc://127.0.0.1:8080"]
 
 
 @pytest.mark.parametrize(

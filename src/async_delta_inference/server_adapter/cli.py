@@ -31,10 +31,12 @@ _ORPHAN_STOP_TIMEOUT_S = 1.0
 class ServeConfig:
     """Flags of ``async-delta-serve``."""
 
-    transport: str = "grpc"
-    """Scheme to serve on, such as grpc or shm, or that of an installed plugin; several with commas."""
+    transport: str | None = None
+    """Scheme to serve on, such as grpc or shm, or that of an installed plugin; several with commas; none: that of
+    --server_address, which is grpc where it names no scheme."""
     server_address: str | None = None
-    """Where to listen, such as 127.0.0.1:8080 (port 0: any free one) or shm://name; with commas, one per transport."""
+    """Where to listen, such as 127.0.0.1:8080 (port 0: any free one) or shm://name; with commas, one per transport;
+    none: 127.0.0.1:8080 for grpc, and the name async-delta for shm."""
     max_sessions: int = 64
     """Clients at the same time; a further one is refused."""
     max_batch: int = 1
@@ -84,7 +86,10 @@ class ServeConfig:
         return [_uri(scheme, address, embedded) for scheme, address in zip(schemes, addresses, strict=True)]
 
     def _schemes(self) -> list[str]:
-        return [scheme.strip() for scheme in self.transport.split(",")]
+        if self.transport is not None:
+            return [scheme.strip() for scheme in self.transport.split(",")]
+        addresses = (self.server_address or "").split(",")
+        return [address.partition("://")[0].strip() if "://" in address else "grpc" for address in addresses]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

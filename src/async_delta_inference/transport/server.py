@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from abc import ABC, abstractmethod
-from contextlib import ExitStack
-from types import TracebackType
-from typing import ClassVar, Literal, Self
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from types import FrameType, TracebackType
+from typing import ClassVar, Literal, NoReturn, Self
 
 from async_delta_inference.errors import ConfigError
 from async_delta_inference.transport.host import STOP_TIMEOUT_S, SessionHost
@@ -114,8 +116,9 @@ class Server:
             stack.callback(self.host.stop, timeout_s)
 
     def wait(self) -> None:
-        """Until `stop` is called from another thread, or Ctrl-C."""
-        self._stopped.wait()
+        """Until `stop` is called from another thread, or SIGTERM; Ctrl-C raises `KeyboardInterrupt`, as anywhere."""
+        with _sigterm_ends_it():
+            self._stopped.wait()
 
     def __enter__(self) -> Self:
         return self
@@ -124,6 +127,31 @@ class Server:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
         self.stop()
+
+
+class _TerminatedError(BaseException):
+    """SIGTERM came."""
+
+
+@contextmanager
+def _sigterm_ends_it() -> Iterator[None]:
+    """Without a handler the process would end at once, and leave its sockets. A program's own handler is its affair."""
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    except _TerminatedError:
+        pass
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    # Raised, since no lock may be taken here: the thread that it interrupts may hold it.
+    raise _TerminatedError
 
 
 def serve(
