@@ -32,7 +32,11 @@ ROWS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "simulated,\nhold": (
         SIMULATED | {"on_starvation": "hold"},
-        "with nothing queued the robot holds; the first 3 actions are stale",
+        "with nothing queued the robot holds; the chunk is executed from its start when it comes",
+    ),
+    "simulated,\nskip": (
+        SIMULATED | {"on_starvation": "skip"},
+        "with nothing queued the robot holds and time passes; the first 3 actions are stale",
     ),
 }
 
@@ -40,14 +44,13 @@ ROWS: dict[str, tuple[dict[str, Any], str]] = {
 def main() -> None:
     """Write the picture beside this file."""
     mpl.rcParams["svg.hashsalt"] = "timeline"
-    figure = Figure(figsize=(11, 6.2), layout="constrained")
+    figure = Figure(figsize=(11, 7.9), layout="constrained")
     FigureCanvasSVG(figure)
     axes = figure.add_subplot()
     for index, (name, (flags, caption)) in enumerate(ROWS.items()):
-        episode, rendered = run(flags)
-        draw(axes, 2.2 * (len(ROWS) - 1 - index), name, caption, episode, rendered)
+        draw(axes, 2.2 * (len(ROWS) - 1 - index), name, caption, *run(flags))
     axes.set(
-        xlim=(-3.2, STEPS + 0.2), ylim=(-1.1, 5.9), xlabel="environment step; in the simulated clock this is the time"
+        xlim=(-3.2, STEPS + 0.2), ylim=(-1.1, 8.1), xlabel="environment step; in the simulated clock this is the time"
     )
     axes.set_xticks(range(0, STEPS + 1, 2))
     axes.set_yticks([])
@@ -59,8 +62,8 @@ def main() -> None:
     figure.savefig(Path(__file__).with_name("timeline.svg"), metadata={"Date": None})
 
 
-def run(flags: dict[str, Any]) -> tuple[EpisodeResult, list[bool]]:
-    """One episode, and before which of its steps a frame was rendered."""
+def run(flags: dict[str, Any]) -> tuple[EpisodeResult, list[bool], dict[int, int]]:
+    """One episode, before which of its steps a frame was rendered, and the steps that its timesteps were asked at."""
     environment = StubEnvironment(max_episode_steps=STEPS)
     transport = ScriptedTransport(
         timestep_policy(CHUNK), lambda observation: REALTIME_POLLS.get(observation.timestep, DELAY)
@@ -78,17 +81,26 @@ def run(flags: dict[str, Any]) -> tuple[EpisodeResult, list[bool]]:
             **flags,
         )
         (episode,) = SimClient(config, environments=[environment], transport=transport).run().episodes
-    return episode, environment.rendered[0][:-1]
+    asked_at = {sent.timestep: int(sent.state[0]) for sent in transport.sent}
+    return episode, environment.rendered[0][:-1], asked_at
 
 
-def draw(axes: Axes, y: float, name: str, caption: str, episode: EpisodeResult, rendered: list[bool]) -> None:
+def draw(
+    axes: Axes,
+    y: float,
+    name: str,
+    caption: str,
+    episode: EpisodeResult,
+    rendered: list[bool],
+    asked_at: dict[int, int],
+) -> None:
     """One row."""
     colours = {chunk.requested_step: f"C{index % 6}" for index, chunk in enumerate(episode.chunks)}
     axes.text(-3.1, y + 0.3, name, va="center")
     axes.text(0.1, y - 0.55, caption, fontsize=8)
     for step, (_, source) in enumerate(episode.actions):
         held = source < 0
-        axes.add_patch(Rectangle((step, y), 1, 0.6, facecolor="0.85" if held else colours[source], edgecolor="white"))
+        axes.add_patch(Rectangle((step, y), 1, 0.6, facecolor="0.85" if held else colours[asked_at[source]], edgecolor="white"))
         if held:
             axes.text(step + 0.5, y + 0.3, "hold", ha="center", va="center", fontsize=7)
         if rendered[step]:

@@ -123,7 +123,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--aggregates", nargs="+", default=list(AGGREGATES), choices=AGGREGATES)
     parser.add_argument("--actions-per-chunk", type=int, default=50)
     parser.add_argument("--chunk-size-threshold", type=float, default=0.5)
-    parser.add_argument("--on-starvation", choices=("hold", "wait"), default="hold", help="hold is what a robot does")
+    parser.add_argument("--on-starvation", choices=("wait", "hold", "skip"), default="skip")
     parser.add_argument("--image-size-px", type=int, default=128)
     return parser.parse_args()
 

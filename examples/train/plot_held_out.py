@@ -22,7 +22,7 @@ def read_panels(files: list[Path]) -> dict[Panel, list[Entry]]:
     panels: dict[Panel, list[Entry]] = {}
     for line in (line for file in files for line in file.read_text().splitlines()):
         entry = json.loads(line)
-        panels.setdefault((entry["task_id"], entry.get("on_starvation", "hold")), []).append(entry)
+        panels.setdefault((entry["task_id"], entry["on_starvation"]), []).append(entry)
     return panels
 
 

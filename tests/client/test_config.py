@@ -34,7 +34,7 @@ TOGETHER = "--policy_type and --pretrained_name_or_path belong together"
         ({"chunk_size_threshold": float("nan")}, "--chunk_size_threshold"),
         ({"must_go": "sometimes"}, "always, queue_empty"),
         ({"clock": "sundial"}, "realtime, simulated"),
-        ({"on_starvation": "eat"}, "wait, hold"),
+        ({"on_starvation": "eat"}, "wait, hold, skip"),
         ({"render": "never"}, "on_demand, always"),
         ({"aggregate_fn_name": "median"}, "weighted_average"),
         ({"transport": "pigeon"}, r"unknown --transport=pigeon; known are: .*grpc.*shm"),

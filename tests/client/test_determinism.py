@@ -102,7 +102,7 @@ def trajectories(
     return list(zip([path.read_bytes() for path in files], final.states, strict=True))
 
 
-@pytest.mark.parametrize("on_starvation", ["wait", "hold"])
+@pytest.mark.parametrize("on_starvation", ["wait", "skip"])
 def test_transports_and_load_change_nothing(
     pusht_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_starvation: str
 ) -> None:

@@ -23,7 +23,7 @@ class StrangeError(BaseException):
 
 
 METHODS = ["reset", "step", "write_observation", "video_frame", "hold_action"]
-FLAGS = {"n_episodes": 2, "n_videos": 2, "on_starvation": "hold", "inference_delay": "1"}
+FLAGS = {"n_episodes": 2, "n_videos": 2, "on_starvation": "skip", "inference_delay": "1"}
 
 
 def failing(method: str, error: BaseException, episode: int = 1) -> StubEnvironment:

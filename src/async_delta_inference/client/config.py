@@ -80,7 +80,9 @@ class SimClientConfig:
     inference_delay_trace: Path | None = None
     """Simulated clock: replay the delays of another run's inference_delays.json."""
     on_starvation: str = "wait"
-    """No action queued: wait (the simulator stands still) or hold (it is stepped with its hold action)."""
+    """No action queued: wait (the simulator stands still until there is one), hold (it is stepped with its hold action,
+    and the chunk is executed from its start when it comes, as RobotClient does) or skip (it is stepped with its hold
+    action, and the actions of the steps that passed are dropped)."""
     render: str = "on_demand"
     """on_demand: only the frames that are sent or recorded; always: every step."""
 
@@ -132,7 +134,7 @@ class SimClientConfig:
         )
         _one_of("must_go", self.must_go, "always", "queue_empty")
         _one_of("clock", self.clock, "realtime", "simulated")
-        _one_of("on_starvation", self.on_starvation, "wait", "hold")
+        _one_of("on_starvation", self.on_starvation, "wait", "hold", "skip")
         _one_of("render", self.render, "on_demand", "always")
         aggregate_function(self.aggregate_fn_name)
         self._check_delay()

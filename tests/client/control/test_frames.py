@@ -14,13 +14,15 @@ from async_delta_inference.transport.testing import timestep_policy
         ({"chunk_size_threshold": 0.0}, []),
         ({"chunk_size_threshold": 0.5, "inference_delay": "3"}, []),
         # Before the first chunk nobody knows how long a chunk is: the frame at its arrival might be needed.
+        ({"chunk_size_threshold": 0.0, "inference_delay": "3", "on_starvation": "skip"}, [3]),
         ({"chunk_size_threshold": 0.0, "inference_delay": "3", "on_starvation": "hold"}, [3]),
     ],
 )
 def test_only_frames_that_are_sent_are_rendered(run: Run, flags: dict, in_vain: list[int]) -> None:
     run.episode(**flags)
     rendered = [step for step, render in enumerate(run.environments[0].rendered[0][:-1]) if render]
-    assert rendered == sorted(run.asked + in_vain)
+    sent = [int(observation.state[0]) for observation in run.transport.sent]
+    assert rendered == sorted(sent + in_vain)
 
 
 def test_simulator_that_stands_still_renders_nothing_for_it(run: Run) -> None:

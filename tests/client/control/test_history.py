@@ -28,7 +28,8 @@ def looking(rows: int) -> Looking:
     [
         {"chunk_size_threshold": 0.0},
         {"chunk_size_threshold": 0.5, "inference_delay": "3"},
-        {"chunk_size_threshold": 0.0, "inference_delay": "3", "on_starvation": "hold"},
+        {"chunk_size_threshold": 0.0, "inference_delay": "3", "on_starvation": "skip"},
+        {"chunk_size_threshold": 0.3, "inference_delay": "5", "on_starvation": "hold"},
         {"chunk_size_threshold": 0.9, "clock": "realtime", "aggregate_fn_name": "latest_only"},
     ],
 )
@@ -60,6 +61,6 @@ def test_where_chunks_end_early_the_history_is_waited_for(run: Run) -> None:
     """The second chunk is shorter than anybody could know: until three frames are there, the environment holds."""
     answers = {0: 10, 10: 4}
     run.policy = Looking(lambda observation: timestep_policy(answers.get(observation.timestep, 10))(observation))  # type: ignore[arg-type, return-value]
-    episode = run.episode(chunk_size_threshold=0.0, inference_delay="3", on_starvation="hold")
+    episode = run.episode(chunk_size_threshold=0.0, inference_delay="3", on_starvation="skip")
     assert run.asked[:3] == [0, 10, 16]
     assert (episode.actions[14:16] == -1).all()

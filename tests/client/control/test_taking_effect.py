@@ -126,10 +126,11 @@ def merges(result: EvaluationResult) -> list[list[tuple[int, int]]]:
     "flags",
     [
         {"inference_delay": "2"},
-        {"inference_delay": "2", "on_starvation": "hold"},
+        {"inference_delay": "2", "on_starvation": "skip"},
+        {"inference_delay": "4", "on_starvation": "hold"},
         {"inference_delay": "4"},
         {"clock": "realtime"},
-        {"clock": "realtime", "on_starvation": "hold"},
+        {"clock": "realtime", "on_starvation": "skip"},
     ],
 )
 def test_recorded_delays_replay_their_run(run: Run, flags: dict) -> None:
@@ -187,7 +188,7 @@ def test_chunks_of_changing_length_never_stall(run: Run) -> None:
     for flags in (
         {},
         {"inference_delay": "2"},
-        {"inference_delay": "4", "on_starvation": "hold"},
+        {"inference_delay": "4", "on_starvation": "skip"},
         {"clock": "realtime"},
     ):
         run.environments = [StubEnvironment()]

@@ -24,6 +24,7 @@ from async_delta_inference.client.environments.base import Environment
 from async_delta_inference.client.environments.episode import EpisodeSpec
 from async_delta_inference.client.record.observers import RunObserver
 from async_delta_inference.client.record.results import ChunkRecord, EpisodeResult
+from async_delta_inference.errors import ProtocolError
 from async_delta_inference.transport import ActionChunk, Transport
 
 __all__ = ["ControlLoop"]
@@ -79,7 +80,8 @@ class ControlLoop:
         self._episode_number = -1
         self._first_timestep = 0
         self._request: _Request | None = None
-        self._captured_ns: dict[int, int] = {}
+        self._asked: dict[int, _Request] = {}
+        self._asked_timestep = -1
         self._result: EpisodeResult
 
     def run_episode(self, environment: Environment, spec: EpisodeSpec, task: str) -> EpisodeResult | None:
@@ -101,16 +103,18 @@ class ControlLoop:
         queue.start_episode()
         # A server that hears the same number again would not forget what it remembers of the episode before.
         self._episode_number = spec.number ^ (_RUN_AGAIN if spec.number == self._episode_number else 0)
+        if queue.next_timestep == self._asked_timestep:
+            queue.skip()  # Nothing was executed since the last episode asked: a late answer must not look like ours.
         self._first_timestep = queue.next_timestep
         self._request = None
-        self._captured_ns.clear()
+        self._asked.clear()
         started_s = time.perf_counter()
         environment.reset(spec, render=True)
         reset_s = time.perf_counter() - started_s
         self._result = EpisodeResult(
             spec.task_group, spec.task_id, spec.episode, spec.seed, spec.init_state_id, reset_s=reset_s
         )
-        if options.on_starvation == "hold":
+        if options.on_starvation != "wait":
             environment.hold_action()  # Where nobody said how it holds, a run must end here and not at its first stall.
         self._observer.episode_started(environment, spec.episode)
         instruction = task or environment.task_description
@@ -150,12 +154,15 @@ class ControlLoop:
     # Asking for chunks.
 
     def _wants_request(self) -> bool:
-        if not self._queue.wants_observation(self._options.chunk_size_threshold):
+        queue = self._queue
+        if not queue.wants_observation(self._options.chunk_size_threshold):
             return False
+        if queue.next_timestep == self._asked_timestep:
+            return False  # A server answers a timestep once.
         if self._request is None or not self._options.one_request_in_flight:
             return True
         # The server may have filtered an observation that it did not have to answer: an empty queue asks again.
-        return not self._request.must_go and not len(self._queue)
+        return not self._request.must_go and not len(queue)
 
     def _send(self, environment: Environment, step: int, instruction: str) -> None:
         captured_ns = time.monotonic_ns()
@@ -176,10 +183,11 @@ class ControlLoop:
             if not self._transport.closed and observation.loan is not None:
                 self._transport.return_loan(observation)
             raise
-        self._captured_ns[observation.timestep] = captured_ns
+        self._asked_timestep = observation.timestep
         self._request = _Request(
             observation.timestep, step, self._clock.due_step(step), captured_ns, observation.must_go
         )
+        self._asked[observation.timestep] = self._request
 
     def _will_want_frame(self, step: int) -> bool:
         """Whether the frames before ``step``, the next one, may be sent: decides what the simulator renders.
@@ -242,17 +250,18 @@ class ControlLoop:
         if (recorder := stages.recorder) is not None:
             recorder.mark_at(stages.REPLY, chunk.timestep, chunk.arrived_ns)
             recorder.mark(stages.MERGE, chunk.timestep)
-        captured_ns = self._captured_ns.get(chunk.timestep, chunk.arrived_ns)
-        self._captured_ns = {t: ns for t, ns in self._captured_ns.items() if t > chunk.timestep}
+        asked = self._asked.get(chunk.timestep)
+        if asked is None:
+            raise ProtocolError(f"the server answered for timestep {chunk.timestep}, which it was not asked for")
         self._result.chunks.append(
             ChunkRecord(
-                requested_step=chunk.timestep - self._first_timestep,
+                requested_step=asked.step,
                 merged_step=step,
                 length=len(chunk),
                 stale=merged.stale,
                 aggregated=merged.aggregated,
                 queued=queued,
-                latency_s=max(0, chunk.arrived_ns - captured_ns) * 1e-9,
+                latency_s=max(0, chunk.arrived_ns - asked.captured_ns) * 1e-9,
             )
         )
         if request is not None and chunk.timestep >= request.timestep:
@@ -268,7 +277,8 @@ class ControlLoop:
     def _next_action(self, environment: Environment) -> NDArray[np.float32]:
         if len(self._queue):
             return self._queue.pop()
-        self._queue.skip()
+        if self._options.on_starvation != "hold":
+            self._queue.skip()
         return environment.hold_action()
 
 

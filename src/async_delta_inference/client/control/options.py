@@ -15,7 +15,7 @@ class ControlOptions:
         chunk_size_threshold: Ask for a chunk when queued actions / chunk size <= this.
         must_go: ``always`` or ``queue_empty``: when the server has to answer.
         one_request_in_flight: False: send an observation every step while the queue is short.
-        on_starvation: ``wait`` or ``hold``.
+        on_starvation: ``wait``, ``hold`` or ``skip``.
         render: ``on_demand`` or ``always``.
         client_device: Torch device of the actions given to the environment.
     """
