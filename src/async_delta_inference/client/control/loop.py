@@ -22,6 +22,7 @@ from async_delta_inference.client.control.history import ObservationHistory
 from async_delta_inference.client.control.options import ControlOptions
 from async_delta_inference.client.environments.base import Environment
 from async_delta_inference.client.environments.episode import EpisodeSpec
+from async_delta_inference.client.record.figures import episode_figures
 from async_delta_inference.client.record.observers import RunObserver
 from async_delta_inference.client.record.results import ChunkRecord, EpisodeResult
 from async_delta_inference.errors import ProtocolError
@@ -148,6 +149,7 @@ class ControlLoop:
             self._clock.wait_for_next_step()
         self._result.stepping_s = time.perf_counter() - started_s
         steps.write_to(self._result)
+        self._result.figures = episode_figures(self._result, environment.fps)
         self._note_open_request()
         return self._result
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["ChunkRecord", "EpisodeResult", "EvaluationResult"]
+__all__ = ["ChunkRecord", "EpisodeFigures", "EpisodeResult", "EvaluationResult"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,31 @@ class ChunkRecord:
     latency_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class EpisodeFigures:
+    """What delay did to an episode; None: it has no such figure. `figures.py` defines each.
+
+    Args:
+        steps_to_completion: Control steps of a success.
+        reaction_latency_steps: Steps from an observation to the first action that knows of it, the mean over chunks.
+        max_reaction_latency_steps: The longest of them.
+        action_jerk: Of the executed actions, in the environment's units per second cubed.
+        state_jerk: The same of the state.
+        switch_jump: Distance of the two actions where a chunk takes over from another, the mean over switches.
+        stale_share: Share of the actions sent that came too late.
+        starved_share: Share of the steps after the first at whose beginning nothing was queued.
+    """
+
+    steps_to_completion: int | None
+    reaction_latency_steps: float | None
+    max_reaction_latency_steps: float | None
+    action_jerk: float | None
+    state_jerk: float | None
+    switch_jump: float | None
+    stale_share: float | None
+    starved_share: float | None
+
+
 @dataclass(slots=True)
 class EpisodeResult:
     """One episode.
@@ -55,6 +80,7 @@ class EpisodeResult:
         stepping_s: Wall time from the end of the reset to the end of the last step.
         reset_s: Wall time of the reset.
         queue_sizes: int32 (T,), queued actions at the beginning of each step.
+        figures: What delay did to it.
     """
 
     task_group: str
@@ -73,6 +99,7 @@ class EpisodeResult:
     stepping_s: float = 0.0
     reset_s: float = 0.0
     queue_sizes: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
+    figures: EpisodeFigures | None = None
 
     def hear_success(self, success: bool | None) -> None:
         """What a step said of it; None: nothing."""
