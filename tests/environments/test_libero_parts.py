@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from numpy.typing import NDArray
 
-from async_delta_inference.client.environments import headless, libero_setup
+from async_delta_inference.client.environments import libero_setup
 from async_delta_inference.client.environments.libero_cameras import (
     LiberoFrameGate,
     gated_sensor,
@@ -139,7 +139,7 @@ def test_a_config_is_written_to_a_private_place(clean: Path) -> None:
 
 def test_the_users_own_config_is_respected(clean: Path) -> None:
     (clean / ".libero").mkdir()
-    (clean / ".libero" / "config.yaml").write_text("mine: true\n")
+    (clean / ".libero" / "config.yaml").write_text("bddl_files: /mine\ninit_states: /mine\n")
     libero_setup._ensure_config(clean / "libero")
     assert "LIBERO_CONFIG_PATH" not in os.environ
     assert not (clean / "cache").exists()
@@ -172,40 +172,9 @@ def test_libero_not_installed_names_the_extra(monkeypatch: pytest.MonkeyPatch) -
         libero_setup.prepare_libero()
 
 
-@pytest.mark.parametrize(
-    ("chosen", "display", "installed", "expected"),
-    [
-        (None, None, {"EGL", "OSMesa"}, "egl"),
-        (None, None, {"OSMesa"}, "osmesa"),
-        ("osmesa", None, {"EGL"}, "osmesa"),
-        (None, ":0", {"EGL"}, None),
-    ],
-)
-def test_a_renderer_is_chosen_where_nobody_chose_one(
-    monkeypatch: pytest.MonkeyPatch, chosen: str | None, display: str | None, installed: set[str], expected: str | None
-) -> None:
-    for name, value in (("MUJOCO_GL", chosen), ("DISPLAY", display)):
-        if value is None:
-            monkeypatch.delenv(name, raising=False)
-        else:
-            monkeypatch.setenv(name, value)
-    monkeypatch.setattr(headless.ctypes.util, "find_library", lambda name: name if name in installed else None)
-    headless.prepare_rendering()
-    assert os.environ.get("MUJOCO_GL") == expected
-
-
-def test_nothing_to_render_with_names_the_packages(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("MUJOCO_GL", raising=False)
-    monkeypatch.delenv("DISPLAY", raising=False)
-    monkeypatch.setattr(headless.ctypes.util, "find_library", lambda name: None)
-    with pytest.raises(ConfigError, match="apt-get install libegl1"):
-        headless.prepare_rendering()
-
-
-def test_a_hidden_gpu_does_not_keep_robosuite_from_rendering(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    monkeypatch.setenv("MUJOCO_EGL_DEVICE_ID", "")
-    monkeypatch.delenv("MUJOCO_EGL_DEVICE_ID")
-    headless.prepare_rendering()
-    assert os.environ["MUJOCO_EGL_DEVICE_ID"] == "0"
-    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+@pytest.mark.parametrize("text", ["", "[]", "bddl_files: 3", "a: [", "bddl_files: /x", "\x00"])
+def test_a_config_that_says_nothing_is_named(clean: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    (clean / "config.yaml").write_text(text)
+    monkeypatch.setenv("LIBERO_CONFIG_PATH", str(clean))
+    with pytest.raises(ConfigError, match=f"{clean}/config.yaml .*: remove the file, or set LIBERO_CONFIG_PATH"):
+        libero_setup.prepare_libero()

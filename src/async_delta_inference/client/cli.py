@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from async_delta_inference.client.config import SimClientConfig
+from async_delta_inference.client.environments.headless import choose_renderer
 from async_delta_inference.client.flag_help import asks_for_help, environment_help, evaluation_help, named_environment
 from async_delta_inference.client.record.eval_info import EVAL_INFO_NAME
 from async_delta_inference.client.sim_client import SimClient
@@ -45,6 +46,7 @@ def _env_config() -> Any:
     except ModuleNotFoundError as exc:
         raise MissingExtraError("lerobot", _PROGRAM) from exc
 
+    choose_renderer()  # Before a plugin package imports its simulator.
     register_third_party_plugins()
     import async_delta_inference.client.environments.gymnasium_id  # noqa: F401
 

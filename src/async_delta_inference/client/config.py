@@ -10,6 +10,7 @@ from typing import Any
 
 from async_delta_inference.client.control.aggregation import aggregate_function
 from async_delta_inference.client.control.options import ControlOptions
+from async_delta_inference.client.environments.registry import EnvironmentOptions
 from async_delta_inference.errors import ConfigError, InvalidMessageError
 from async_delta_inference.flag_values import home_expanded
 from async_delta_inference.transport import TransportOptions, known_schemes
@@ -83,6 +84,8 @@ class SimClientConfig:
     """No action queued: wait (the simulator stands still until there is one), hold (it is stepped with its hold action,
     and the chunk is executed from its start when it comes, as RobotClient does) or skip (it is stepped with its hold
     action, and the actions of the steps that passed are dropped)."""
+    render_device: int | None = None
+    """Device that EGL renders on, apart from the policy's; none: MUJOCO_EGL_DEVICE_ID, else one that is there."""
     render: str = "on_demand"
     """on_demand: only the frames that are sent or recorded; always: every step."""
 
@@ -131,6 +134,10 @@ class SimClientConfig:
         _require(
             self.fps is None or SLOWEST_FPS <= self.fps <= FASTEST_FPS,
             f"--fps must be positive, from {SLOWEST_FPS:g} to {FASTEST_FPS:g} steps per second, got {self.fps}",
+        )
+        _require(
+            self.render_device is None or self.render_device >= 0,
+            f"--render_device must be 0 or more, got {self.render_device}",
         )
         _one_of("must_go", self.must_go, "always", "queue_empty")
         _one_of("clock", self.clock, "realtime", "simulated")
@@ -250,6 +257,10 @@ class SimClientConfig:
             )
         except InvalidMessageError as exc:
             raise ConfigError(f"--{exc}") from exc
+
+    def environment_options(self) -> EnvironmentOptions:
+        """What is wished of the environments, besides their own configuration."""
+        return EnvironmentOptions(success_key=self.success_key, render_device=self.render_device)
 
     def control_options(self) -> ControlOptions:
         """What the control loop needs to know of all this."""

@@ -151,9 +151,8 @@ class SimClient:
             trace = None if self._stage_trace is None else self._stage_trace.server_path
             self._server = EmbeddedServer(config.transport, self.output_dir / "server.log", trace)
         if self._environments is None:
-            self._environments = [
-                GuardedEnvironment(env) for env in make_environments(config.env, success_key=config.success_key)
-            ]
+            made = make_environments(config.env, config.environment_options())
+            self._environments = [GuardedEnvironment(environment) for environment in made]
         spec = session_spec(config, self._started_environments(), checkpoint)
         if self._server is not None:
             # A child that died does not come back.

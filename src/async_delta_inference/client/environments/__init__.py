@@ -4,10 +4,15 @@ from async_delta_inference.client.environments.base import Environment, StepResu
 from async_delta_inference.client.environments.construction import LeRobotTask, build_tasks
 from async_delta_inference.client.environments.episode import EpisodeSpec
 from async_delta_inference.client.environments.lerobot_env import EnvironmentTraits, LeRobotEnvironment
-from async_delta_inference.client.environments.registry import make_environments, register_environment
+from async_delta_inference.client.environments.registry import (
+    EnvironmentOptions,
+    make_environments,
+    register_environment,
+)
 
 __all__ = [
     "Environment",
+    "EnvironmentOptions",
     "EnvironmentTraits",
     "EpisodeSpec",
     "LeRobotEnvironment",

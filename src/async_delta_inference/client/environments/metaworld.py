@@ -12,7 +12,7 @@ from async_delta_inference.client.environments.base import Environment
 from async_delta_inference.client.environments.construction import build_tasks, require_packages
 from async_delta_inference.client.environments.episode import EpisodeSpec
 from async_delta_inference.client.environments.frame_gate import FrameGate
-from async_delta_inference.client.environments.headless import prepare_rendering
+from async_delta_inference.client.environments.headless import require_renderer
 from async_delta_inference.client.environments.lerobot_env import EnvironmentTraits, LeRobotEnvironment
 from async_delta_inference.client.environments.registry import register_environment
 from async_delta_inference.errors import ConfigError
@@ -107,7 +107,7 @@ TRAITS = EnvironmentTraits(state_names=("hand_x", "hand_y", "hand_z", "gripper_o
 def make_metaworld(env_config: Any) -> list[Environment]:
     """The tasks of one or more names or groups (easy, ...); ``env_config`` is LeRobot's ``MetaworldEnv``."""
     require_packages("metaworld", "metaworld", what="--env.type=metaworld")
-    prepare_rendering()
+    require_renderer()
     _check_names(env_config.task)
     return [MetaworldEnvironment(task, TRAITS) for task in build_tasks(env_config)]
 

@@ -12,15 +12,17 @@ whose name is the type and whose object is such a function. A type that nobody r
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
 
 from async_delta_inference.client.environments.base import Environment
 from async_delta_inference.client.environments.guarded import simulator_errors
+from async_delta_inference.client.environments.headless import choose_renderer
 from async_delta_inference.errors import ConfigError
 
-__all__ = ["ENTRY_POINT_GROUP", "EnvironmentFactory", "make_environments", "register_environment"]
+__all__ = ["ENTRY_POINT_GROUP", "EnvironmentFactory", "EnvironmentOptions", "make_environments", "register_environment"]
 
 ENTRY_POINT_GROUP = "async_delta_inference.environments"
 
@@ -47,26 +49,57 @@ def register_environment(env_type: str) -> Callable[[EnvironmentFactory], Enviro
     return register
 
 
-def make_environments(env_config: Any, *, success_key: str | None = None) -> list[Environment]:
+@dataclass(frozen=True)
+class EnvironmentOptions:
+    """What is wished of any environment, besides its own configuration.
+
+    Args:
+        success_key: Where the info of a step says whether the task is solved; None: where environments usually do.
+        render_device: EGL device that renders; None: see `choose_renderer`.
+    """
+
+    success_key: str | None = None
+    render_device: int | None = None
+
+
+def make_environments(env_config: Any, options: EnvironmentOptions | None = None) -> list[Environment]:
     """The tasks that a LeRobot environment configuration names, in order.
+
+    Whatever they are, a renderer is chosen before their simulator is imported.
 
     Args:
         env_config: A ``lerobot.envs.configs.EnvConfig``.
-        success_key: Where the info of a step says whether the task is solved; None: where environments usually do.
+        options: Further wishes.
 
     Raises:
         ConfigError: An unknown task, or an environment that cannot be served; says what is missing.
         EpisodeError: Whoever registered it failed in some other way.
         MissingExtraError: Its simulator is not installed.
     """
+    options = options or EnvironmentOptions()
+    choose_renderer(options.render_device)
     flag = f"--env.type={env_config.type}"
     with simulator_errors(flag, "its construction"):
         environments = _factory_of(str(env_config.type))(env_config)
     if not environments:
         raise ConfigError(f"{flag} names no tasks")
-    if success_key is not None:
-        _listen_for(success_key, environments, flag)
+    _obey_episode_length(env_config, environments, flag)
+    if options.success_key is not None:
+        _listen_for(options.success_key, environments, flag)
     return environments
+
+
+def _obey_episode_length(env_config: Any, environments: list[Environment], flag: str) -> None:
+    """A length that somebody asked for, and that LeRobot does not pass on; the default is its environment's affair."""
+    wanted = getattr(env_config, "episode_length", None)
+    if wanted is None or wanted == getattr(type(env_config), "episode_length", None):
+        return
+    for environment in environments:
+        if environment.max_episode_steps < wanted:
+            raise ConfigError(
+                f"--env.episode_length={wanted}: {flag} ends after {environment.max_episode_steps} steps by itself"
+            )
+        environment.max_episode_steps = wanted
 
 
 def _listen_for(success_key: str, environments: list[Environment], flag: str) -> None:
