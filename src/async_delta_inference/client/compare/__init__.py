@@ -1,0 +1,1 @@
+"""Two runs of the same episodes, and whether they differ by more than luck."""
