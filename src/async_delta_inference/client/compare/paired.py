@@ -175,6 +175,6 @@ def episodes_to_tell(counts: PairedCounts, difference: float, *, power: float = 
 
     discordant = (counts.only_first + counts.only_second + 2) / (counts.pairs + 2)
     discordant = min(1.0, max(discordant, difference))
-    z_alpha, z_power = norm.ppf(1 - alpha / 2), norm.ppf(power)
+    z_alpha, z_power = float(norm.ppf(1 - alpha / 2)), float(norm.ppf(power))
     root = z_alpha * math.sqrt(discordant) + z_power * math.sqrt(max(0.0, discordant - difference**2))
     return math.ceil((root / difference) ** 2)

@@ -2,8 +2,8 @@
 
 Both are Robbins' method of mixtures with a uniform mixture (Statistical methods related to the law of the iterated
 logarithm, Annals of Mathematical Statistics 41, 1970): a martingale that starts at 1 and, by Ville's inequality,
-reaches 1 / alpha with a probability of alpha at most if the hypothesis holds, however long one looks. Snyder et al. (Beyond
-binary success, arXiv 2603.13616) compare robot policies by tests of that kind. STEP (arXiv 2503.10966) needs fewer
+reaches 1 / alpha with a probability of alpha at most if the hypothesis holds, however long one looks. Snyder et al.
+(Beyond binary success, arXiv 2603.13616) compare robot policies by tests of that kind. STEP (arXiv 2503.10966) needs fewer
 episodes where their largest number is fixed before, and was not chosen: its rule must be computed for each such number,
 and resuming a run changes that.
 """
@@ -16,7 +16,7 @@ __all__ = ["DifferenceTest", "RateInterval"]
 
 
 def _log_mixture(successes: int, failures: int) -> float:
-    """Log of the probability of a sequence of so many coins whose bias is uniform: log B(successes + 1, failures + 1)."""
+    """Log of the probability of a sequence of coins whose bias is uniform: log B(successes + 1, failures + 1)."""
     return math.lgamma(successes + 1) + math.lgamma(failures + 1) - math.lgamma(successes + failures + 2)
 
 
