@@ -3,9 +3,9 @@
 Both are Robbins' method of mixtures with a uniform mixture (Statistical methods related to the law of the iterated
 logarithm, Annals of Mathematical Statistics 41, 1970): a martingale that starts at 1 and, by Ville's inequality,
 reaches 1 / alpha with a probability of alpha at most if the hypothesis holds, however long one looks. Snyder et al.
-(Beyond binary success, arXiv 2603.13616) compare robot policies by tests of that kind. STEP (arXiv 2503.10966) needs fewer
-episodes where their largest number is fixed before, and was not chosen: its rule must be computed for each such number,
-and resuming a run changes that.
+(Beyond binary success, arXiv 2603.13616) compare robot policies by tests of that kind. STEP (arXiv 2503.10966) needs
+fewer episodes where their largest number is fixed before, and was not chosen: its rule must be computed for each such
+number, and resuming a run changes that.
 """
 
 from __future__ import annotations
