@@ -67,6 +67,8 @@ def test_signals_within_milliseconds_lose_no_episode(
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "eval_info.json",
         "inference_delays.json",
+        "results.jsonl",
+        "run.yaml",
         "trajectories",
     ]
     assert list(sockets.glob("*.sock")) == []
@@ -101,7 +103,8 @@ def test_interrupt_while_results_are_written_waits_for_them(tmp_path: Path, monk
     (tmp_path / "sitecustomize.py").write_text(
         "import os, pathlib, time\nfsync = os.fsync\n"
         "def slow(descriptor):\n"
-        "    pathlib.Path('mark').touch()\n    time.sleep(0.3)\n    fsync(descriptor)\n"
+        "    fsync(descriptor)\n    if 'npz' not in os.readlink(f'/proc/self/fd/{descriptor}'):\n        return\n"
+        "    pathlib.Path('mark').touch()\n    time.sleep(0.3)\n"
         "os.fsync = slow\n"
     )
     with stub_process(tmp_path, **ENDLESS) as process:

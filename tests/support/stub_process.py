@@ -41,5 +41,5 @@ def run_stub(folder: Path, **flags: Any) -> subprocess.CompletedProcess[str]:
 
 def episodes_kept(folder: Path) -> int:
     """How many the results in ``out`` hold; 0 without results."""
-    path = folder / "out" / "eval_info.json"
-    return int(json.loads(path.read_text())["overall"]["n_episodes"]) if path.exists() else 0
+    path = folder / "out" / "results.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0

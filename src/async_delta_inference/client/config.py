@@ -54,6 +54,8 @@ class SimClientConfig:
     """Key of the environment's info that says whether the task is solved; none: is_success, success or succeed."""
     overwrite: bool = False
     """Replace the results of an earlier run in --output_dir, once there are some of this one."""
+    resume: str | None = None
+    """true: run what is missing in --output_dir; or the folder that has the earlier run."""
 
     transport: str | None = None
     """Scheme of the transport, such as grpc or shm, or that of an installed plugin; none: that of --server_address,
@@ -118,6 +120,7 @@ class SimClientConfig:
             ConfigError: One line that names the flag and the remedy.
         """
         self._take_what_python_writes()
+        self._check_folder()
         self._check_numbers()
         _require(
             bool(self.policy_type) == bool(self.pretrained_name_or_path),
@@ -153,8 +156,23 @@ class SimClientConfig:
         for name in ("output_dir", "inference_delay_trace", "trace"):
             if getattr(self, name) is not None:
                 setattr(self, name, home_expanded(name, getattr(self, name)))
+        if self.resume is not None:
+            # A boolean is what a program writes, and what YAML makes of the flag.
+            self.resume = {"true": "true", "false": None}.get(str(self.resume).lower(), str(self.resume))
         if self.inference_delay is not None:
             self.inference_delay = str(self.inference_delay)
+
+    def _check_folder(self) -> None:
+        if self.resume is None:
+            return
+        _require(not self.overwrite, "--resume keeps what --overwrite=true replaces: give one of them")
+        if self.resume != "true":
+            _require(
+                self.output_dir in (None, Path(self.resume)),
+                f"--resume={self.resume} is another folder than --output_dir={self.output_dir}",
+            )
+            self.output_dir = Path(self.resume)
+        _require(self.output_dir is not None, "--resume=true needs --output_dir, or name the folder: --resume=FOLDER")
 
     def _check_numbers(self) -> None:
         for name, declared in self.__dataclass_fields__.items():

@@ -17,14 +17,16 @@ from async_delta_inference.client.control.clock import Clock
 from async_delta_inference.client.control.device import check_device
 from async_delta_inference.client.control.loop import ControlLoop
 from async_delta_inference.client.environments.base import Environment
+from async_delta_inference.client.environments.episode import EpisodeSpec
 from async_delta_inference.client.environments.guarded import GuardedEnvironment
 from async_delta_inference.client.environments.registry import make_environments
 from async_delta_inference.client.record.delays import RecordedDelays, read_recorded_delays
 from async_delta_inference.client.record.observers import Observers, RunObserver
 from async_delta_inference.client.record.output_folder import OutputFolder, default_output_dir
 from async_delta_inference.client.record.results import EpisodeResult, EvaluationResult
+from async_delta_inference.client.record.run_file import describe_run
 from async_delta_inference.client.record.stage_trace_file import StageTraceFile
-from async_delta_inference.client.reporting import configured_observers
+from async_delta_inference.client.reporting import RunRecord, configured_observers
 from async_delta_inference.client.run.calibration import measure_inference_delay
 from async_delta_inference.client.run.checkpoint import local_checkpoint
 from async_delta_inference.client.run.clocks import make_clock
@@ -72,7 +74,8 @@ class SimClient:
         self.result = EvaluationResult()
         """Grows with every episode; complete when `control_loop` returns."""
         self._environments = None if environments is None else [GuardedEnvironment(env) for env in environments]
-        self._observer = Observers([*configured_observers(config, self._folder), *observers])
+        self._record = RunRecord(config, self._folder)
+        self._observer = Observers([*configured_observers(config, self._folder, self._record), *observers])
         self._server: EmbeddedServer | None = None
         self._stage_trace: StageTraceFile | None = None
         self._transport = transport
@@ -83,6 +86,7 @@ class SimClient:
         self._stopped = threading.Event()
         # A rendering context belongs to the thread that steps: while the loop runs, it closes the environments itself.
         self._looping = False
+        self._looped = False
         self._started_s = 0.0
 
     @property
@@ -140,7 +144,8 @@ class SimClient:
             self._recorded_delays = read_recorded_delays(config.inference_delay_trace)
         checkpoint = self._find_checkpoint()
         check_device(config.client_device)
-        self._folder.claim(overwrite=config.overwrite)
+        self._folder.claim(overwrite=config.overwrite, resume=config.resume is not None)
+        self._record.begin(describe_run(config, checkpoint, self._recorded_delays))
         if self._transport is None and config.uri is not None:
             self._transport = open_transport(config.uri, config.transport_options())
         if config.trace is not None:
@@ -205,9 +210,11 @@ class SimClient:
     def _run_tasks(self, transport: Transport, source: ChunkSource, interrupts: KeptInterrupts, task: str) -> None:
         environments = self._started_environments()
         queue = ActionQueue(environments[0].action_dim, aggregate_function(self.config.aggregate_fn_name))
+        missing = self._plan(environments)
         self._observer.run_started(environments, self.config.n_episodes)
         clock = self._make_clock(transport, source, queue)
         self.result.inference_delay_steps = clock.delays
+        self._record.note_delays(clock.delays)
 
         def running() -> bool:
             interrupts.check()
@@ -215,7 +222,7 @@ class SimClient:
 
         loop = ControlLoop(self.config.control_options(), transport, source, clock, queue, self._observer, running)
         for environment in environments:
-            self._run_task(loop, environment, task)
+            self._run_task(loop, environment, [spec for owner, spec in missing if owner is environment], task)
 
     def run(self) -> EvaluationResult:
         """`start`, `control_loop` and `stop` in one."""
@@ -245,7 +252,8 @@ class SimClient:
                 stack.callback(self._source.stop)
 
     def _end_loop(self) -> None:
-        self.result.eval_s = time.perf_counter() - self._started_s
+        self.result.eval_s = self._record.earlier_s + time.perf_counter() - self._started_s
+        self.result.episodes.sort(key=self._record.position)
         self._looping = False
         with ExitStack() as stack:
             if not self.running:
@@ -258,12 +266,25 @@ class SimClient:
             for environment in self._environments or ():
                 stack.callback(environment.close)
 
-    def _run_task(self, loop: ControlLoop, environment: Environment, task: str) -> None:
+    def _plan(self, environments: Sequence[Environment]) -> list[tuple[Environment, EpisodeSpec]]:
+        """What is missing: everything, unless this run goes on with an earlier one."""
+        if self._looped:
+            self._record.restart()
+        self._looped = True
+        planned = [
+            (environment, environment.episode(episode, self.config.seed + episode))
+            for environment in environments
+            for episode in range(self.config.n_episodes)
+        ]
+        missing = set(self._record.plan([spec for _, spec in planned]))
+        self._record.fold(self.result)
+        return [(environment, spec) for environment, spec in planned if spec in missing]
+
+    def _run_task(self, loop: ControlLoop, environment: Environment, specs: Sequence[EpisodeSpec], task: str) -> None:
         try:
-            for episode in range(self.config.n_episodes):
+            for spec in specs:
                 if not self.running:
                     return
-                spec = environment.episode(episode, self.config.seed + episode)
                 result = loop.run_episode(environment, spec, task)
                 if result is not None:
                     self._keep(environment, result)
@@ -275,7 +296,7 @@ class SimClient:
         """From here on the episode is not lost, whatever ends the run: an interrupt waits until it is written."""
         with interrupts_held():
             self.result.episodes.append(result)
-            self.result.eval_s = time.perf_counter() - self._started_s
+            self.result.eval_s = self._record.earlier_s + time.perf_counter() - self._started_s
             self._observer.episode_ended(environment, result)
             self._observer.episode_kept(self.result)
 
@@ -294,4 +315,7 @@ class SimClient:
             task = self.config.task or self._started_environments()[0].task_description
             return measure_inference_delay(transport, source, queue, task, self.fps, self.config.inference_timeout_s)
 
-        return make_clock(self.config, self.fps, self._recorded_delays, measure_delay)
+        earlier = self._record.earlier_delays
+        return make_clock(
+            self.config, self.fps, self._recorded_delays, (lambda: earlier[0]) if earlier else measure_delay
+        )

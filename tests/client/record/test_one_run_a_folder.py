@@ -91,6 +91,7 @@ def test_one_of_many_gets_the_folder(tmp_path: Path) -> None:
         "eval_info.json",
         "inference_delays.json",
         "queue_size.png",
+        "results.jsonl",
         "trajectories/00000_stub_0_0.npz",
         "videos/stub_0/eval_episode_0_success.mp4",
     ],
@@ -103,7 +104,7 @@ def test_folder_with_results_is_refused_with_the_remedy(run: Run, name: str) -> 
     with pytest.raises(ConfigError) as info:
         client.start()
     assert f"({name})" in str(info.value)
-    assert "another --output_dir, or --overwrite=true" in str(info.value)
+    assert "another --output_dir, --resume=true to run what is missing, or --overwrite=true" in str(info.value)
     assert path.read_text() == "precious"
     assert not (client.output_dir / ".in_use").exists()
 
@@ -135,6 +136,8 @@ def test_results_that_are_replaced_leave_nothing_among_the_new_ones(run: Run) ->
     assert names(second) == [
         "eval_info.json",
         "inference_delays.json",
+        "results.jsonl",
+        "run.yaml",
         "trajectories/00000_stub_0_0.npz",
         "videos/stub_0/eval_episode_0_success.mp4",
     ]

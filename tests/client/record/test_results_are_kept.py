@@ -31,6 +31,8 @@ FILES = [
     "inference_delays.json",
     "latency.png",
     "queue_size.png",
+    "results.jsonl",
+    "run.yaml",
     "trajectories/00000_stub_0_0.npz",
     "videos/stub_0/eval_episode_0_failure.mp4",
 ]
@@ -78,11 +80,14 @@ def test_disk_that_gets_full_keeps_the_results_there_are(tmp_path: Path) -> None
     )
     if run.returncode in (1, 77) and "Operation not permitted" in run.stderr + run.stdout:
         pytest.skip("mounting is not permitted here")
-    assert episodes_kept(tmp_path / "left") == 1
-    assert files_in(tmp_path / "left" / "out") == [*FILES[:2], FILES[4]]
+    info = json.loads((tmp_path / "left" / "out" / "eval_info.json").read_text())
+    assert info["overall"]["n_episodes"] == 1
+    assert episodes_kept(tmp_path / "left") == 3  # Their lines had room in the last block.
+    assert files_in(tmp_path / "left" / "out") == [*FILES[:2], *FILES[4:7]]
     names = ["trajectories/00001_stub_0_1.npz", "eval_info.json", "inference_delays.json"]
     names.append("trajectories/00002_stub_0_2.npz")
-    assert run.stderr.splitlines() == [f"not written: out/{name}: No space left on device" for name in names]
+    said = [f"not written: out/{name}: No space left on device" for name in names]
+    assert sorted(run.stderr.splitlines()) == sorted(said)
     assert "stub/0" in run.stdout  # the table, of all three
     assert "wrote" not in run.stdout
     assert run.returncode == 1
@@ -122,7 +127,7 @@ def test_results_of_an_earlier_run_outlive_a_run_that_cannot_write(run: Run) -> 
 
 def test_file_that_could_be_written_in_the_end_is_not_missed(run: Run) -> None:
     class Limited(RunObserver):
-        def run_started(self, *_: Any) -> None:
+        def episode_started(self, *_: Any) -> None:
             self.limit = no_file_longer_than(100)
             self.limit.__enter__()
 
@@ -133,7 +138,7 @@ def test_file_that_could_be_written_in_the_end_is_not_missed(run: Run) -> None:
     client = run.client()
     client.run()
     assert client.unwritten == {}
-    assert files_in(client.output_dir) == FILES[:2]
+    assert files_in(client.output_dir) == [*FILES[:2], *FILES[4:6]]
 
 
 # Folders that go.
@@ -157,7 +162,7 @@ def test_folder_that_was_removed_is_made_anew(run: Run) -> None:
     client.run()
     assert client.unwritten == {}
     assert json.loads((client.output_dir / "eval_info.json").read_text())["overall"]["n_episodes"] == 3
-    expected = [*FILES[:4], "trajectories/00001_stub_0_1.npz", "trajectories/00002_stub_0_2.npz"]
+    expected = [*FILES[:6], "trajectories/00001_stub_0_1.npz", "trajectories/00002_stub_0_2.npz"]
     assert files_in(client.output_dir) == expected
 
 
@@ -172,7 +177,7 @@ def test_folder_that_another_run_has_taken_meanwhile_is_left_to_it(run: Run) -> 
     client: SimClient = run.client(n_episodes=2)
     assert len(client.run().episodes) == 2
     assert all("another run uses it" in reason for reason in client.unwritten.values())
-    assert len(client.unwritten) == 2
+    assert len(client.unwritten) == 4
     assert not (other.path / "eval_info.json").exists()
     other.release()
     assert files_in(other.path) == []
@@ -186,4 +191,4 @@ def test_parent_that_became_a_file_is_told(run: Run) -> None:
     Between(run, put_a_file_in_its_place)
     client = run.client(n_episodes=2)
     assert len(client.run().episodes) == 2
-    assert len(client.unwritten) == 2
+    assert len(client.unwritten) == 4

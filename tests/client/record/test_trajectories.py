@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from stub_environment import StubEnvironment
 
 from async_delta_inference.client.record.output_folder import OutputFolder
 from async_delta_inference.client.record.results import ChunkRecord, EpisodeResult
-from async_delta_inference.client.record.trajectories import TrajectoryWriter
+from async_delta_inference.client.record.trajectories import write_trajectory
 
 STEPS = 4
 
@@ -32,9 +31,8 @@ def episode(
 
 
 def written(folder: Path, *episodes: EpisodeResult) -> list[Path]:
-    writer = TrajectoryWriter(OutputFolder(folder))
-    for result in episodes:
-        writer.episode_ended(StubEnvironment(), result)
+    for number, result in enumerate(episodes):
+        write_trajectory(OutputFolder(folder), number, result)
     return sorted((folder / "trajectories").iterdir())
 
 

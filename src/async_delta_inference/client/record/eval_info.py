@@ -52,6 +52,12 @@ def eval_info(result: EvaluationResult, video_of: VideoOf = _no_video) -> dict[s
     overall["eval_ep_s"] = result.eval_s / max(1, len(result.episodes))
     overall["async"] = async_figures(result.episodes) | {
         "policy": result.policy,
+        # Counted apart: their simulators failed, and nothing is known of the policy.
+        "given_up": [
+            {"task_group": spec.task_group, "task_id": spec.task_id, "episode": spec.episode, "why": failures[-1]}
+            for spec, failures in ((given_up.spec, given_up.failures) for given_up in result.given_up)
+        ],
+        "failed_attempts": _failed_attempts(result),
         "inference_delay_steps": list(result.inference_delay_steps),
     }
     return {"per_task": per_task, "per_group": per_group, "overall": overall}
@@ -71,6 +77,10 @@ def _aggregate(episodes: Sequence[EpisodeResult], video_of: VideoOf) -> dict[str
         "video_paths": _videos(episodes, video_of),
         "predicted_video_paths": [],
     }
+
+
+def _failed_attempts(result: EvaluationResult) -> int:
+    return sum(len(e.failures) for e in result.episodes) + sum(len(g.failures) for g in result.given_up)
 
 
 def _without_nan(value: Any) -> Any:

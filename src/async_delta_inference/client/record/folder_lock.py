@@ -31,6 +31,8 @@ class FolderLock:
     def __init__(self, folder: Path) -> None:
         self._path = folder / _NAME
         self._file: FileIO | None = None
+        self.taken_ns = 0
+        """When it was taken, by the clock of the file system."""
 
     def take(self) -> str:
         """Take it, if nobody has it; it may be this lock's already.
@@ -73,6 +75,7 @@ class FolderLock:
             logger.warning("%s is on a file system without locks: two runs in it would not notice", self._path.parent)
         self._file.truncate(0)
         self._file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+        self.taken_ns = os.fstat(self._file.fileno()).st_mtime_ns
         return True
 
     def _is_ours(self) -> bool:

@@ -17,7 +17,7 @@ __all__ = ["OutputFolder", "default_output_dir"]
 
 logger = logging.getLogger(__name__)
 
-_REPLACED = ("eval_info.json", "inference_delays.json")
+_REPLACED = ("eval_info.json", "inference_delays.json", "results.jsonl")
 """What every run writes, and so replaces: until then an earlier run's is better than none."""
 _REMOVED = (
     "queue_size.png",
@@ -49,14 +49,18 @@ class OutputFolder:
         """Settled once it was claimed."""
         self.unwritten: dict[Path, str] = {}
         """Files that are not there as they should be, and why; what was there before them is."""
+        self.holds_results = False
+        """Whether it held those of an earlier run when it was claimed."""
         self._unique = unique
         self._lock: FolderLock | None = None
+        self._claimed_ns = 0
 
-    def claim(self, *, overwrite: bool = False) -> None:
+    def claim(self, *, overwrite: bool = False, resume: bool = False) -> None:
         """Make the folder before a run, not after it, and keep others out of it until `release`.
 
         Args:
             overwrite: Whether it may hold the results of an earlier run, which `clear` removes.
+            resume: Whether it may hold them since this run goes on with that one.
 
         Raises:
             ConfigError: It cannot be made or written to, another run uses it, or it holds results.
@@ -72,11 +76,14 @@ class OutputFolder:
                 f"--output_dir={self.path} is in use by another run, {holder}: give another --output_dir, or wait"
             )
         found = next(self._matching(_REPLACED + _REMOVED), None)
-        if found is not None and not overwrite:
+        self.holds_results = found is not None
+        assert self._lock is not None
+        self._claimed_ns = self._lock.taken_ns
+        if found is not None and not overwrite and not resume:
             self.release()
             raise ConfigError(
                 f"--output_dir={self.path} holds the results of an earlier run ({found.relative_to(self.path)}): give "
-                "another --output_dir, or --overwrite=true to replace them"
+                "another --output_dir, --resume=true to run what is missing, or --overwrite=true to replace them"
             )
 
     def write(self, name: str | Path, write: Callable[[Path], object]) -> bool:
@@ -90,10 +97,22 @@ class OutputFolder:
             Whether it was written.
         """
         path = self.path / name
+        return self.attempt(path, lambda: write_whole(path, write))
+
+    def attempt(self, path: Path, action: Callable[[], object]) -> bool:
+        """Do something for a file; where that fails, say so on one line, and let the run go on.
+
+        Args:
+            path: In the folder.
+            action: Writes it.
+
+        Returns:
+            Whether it could be done.
+        """
         try:
             if self._lock is not None and (holder := self._take()):
                 raise OSError(errno.EBUSY, f"the folder was removed, and another run uses it, {holder}")
-            write_whole(path, write)
+            action()
         # Encoders and plotters raise what they like, and none of it is worth the episodes that are still to come.
         except Exception as exc:  # noqa: BLE001
             reason = why_not(exc)
@@ -105,10 +124,13 @@ class OutputFolder:
         return True
 
     def clear(self) -> None:
-        """Remove the results of an earlier run that would stand among those of this one."""
+        """Remove the results of an earlier run, of before `claim`, that would stand among those of this one."""
         for path in list(self._matching(_REMOVED + _LEFTOVERS)):
             try:
-                path.unlink(missing_ok=True)
+                if path.stat().st_mtime_ns <= self._claimed_ns:
+                    path.unlink(missing_ok=True)
+            except FileNotFoundError:
+                continue
             except OSError as exc:
                 logger.error("an earlier run's %s is still there: %s", path, why_not(exc))
 

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["ChunkRecord", "EpisodeFigures", "EpisodeResult", "EvaluationResult"]
+from async_delta_inference.client.environments.episode import EpisodeSpec
+
+__all__ = ["ChunkRecord", "EpisodeFigures", "EpisodeResult", "EvaluationResult", "GivenUp"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,7 @@ class EpisodeResult:
         reset_s: Wall time of the reset.
         queue_sizes: int32 (T,), queued actions at the beginning of each step.
         figures: What delay did to it.
+        failures: Why earlier attempts at it failed.
     """
 
     task_group: str
@@ -100,6 +103,12 @@ class EpisodeResult:
     reset_s: float = 0.0
     queue_sizes: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
     figures: EpisodeFigures | None = None
+    failures: tuple[str, ...] = ()
+
+    @property
+    def spec(self) -> EpisodeSpec:
+        """What it depended on."""
+        return EpisodeSpec(self.task_group, self.task_id, self.episode, self.seed, self.init_state_id)
 
     def hear_success(self, success: bool | None) -> None:
         """What a step said of it; None: nothing."""
@@ -127,15 +136,29 @@ class EpisodeResult:
         return sum(chunk.queued > 0 for chunk in self.chunks)
 
 
+@dataclass(frozen=True, slots=True)
+class GivenUp:
+    """An episode that has no result, since its simulator failed in every attempt: nothing is known of the policy.
+
+    Args:
+        spec: The episode.
+        failures: Why each attempt failed.
+    """
+
+    spec: EpisodeSpec
+    failures: tuple[str, ...]
+
+
 @dataclass(slots=True)
 class EvaluationResult:
     """A whole run.
 
     Args:
-        episodes: In the order they were run.
+        episodes: In the order of the tasks and their episodes.
         fps: Control steps per second.
         eval_s: Wall time of the run.
         policy: What was evaluated, as the server says of itself.
+        given_up: Episodes that have no result.
         inference_delay_steps: In the simulated clock, the delays used; empty in the realtime clock.
     """
 
@@ -144,6 +167,7 @@ class EvaluationResult:
     eval_s: float = 0.0
     policy: str = ""
     inference_delay_steps: tuple[int, ...] = ()
+    given_up: list[GivenUp] = field(default_factory=list)
 
     @property
     def success_rate(self) -> float:

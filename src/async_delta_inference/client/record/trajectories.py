@@ -6,16 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from async_delta_inference.client.environments.base import Environment
-from async_delta_inference.client.record.observers import RunObserver
 from async_delta_inference.client.record.output_folder import OutputFolder
 from async_delta_inference.client.record.results import EpisodeResult
 
-__all__ = ["TrajectoryWriter"]
+__all__ = ["write_trajectory"]
 
 
-class TrajectoryWriter(RunObserver):
-    """Writes ``trajectories/<number>_<group>_<task>_<episode>.npz``, numbered through the run: names sort in its order.
+def write_trajectory(folder: OutputFolder, number: int, result: EpisodeResult) -> None:
+    """Write ``trajectories/<number>_<group>_<task>_<episode>.npz``, numbered through the run: names sort in its order.
 
     Arrays: ``action`` (T, A) float32; ``reward`` (T,) float64; ``state`` (T, S) float32, before each action;
     ``success`` bool, left out where the environment never said; ``seed`` and ``init_state_id`` int64, -1 for none; and
@@ -25,29 +23,24 @@ class TrajectoryWriter(RunObserver):
 
     Args:
         folder: Of the run.
+        number: The episode's place among all that are to be run.
+        result: With its arrays.
     """
-
-    def __init__(self, folder: OutputFolder) -> None:
-        self._folder = folder
-        self._episodes = 0
-
-    def episode_ended(self, environment: Environment, result: EpisodeResult) -> None:  # noqa: D102
-        requested = np.array([chunk.requested_step for chunk in result.chunks], np.int64)
-        merged = np.array([chunk.merged_step for chunk in result.chunks], np.int64)
-        # Suites are run in the order they were named in, which need not be the alphabet's.
-        name = f"{self._episodes:05d}_{result.task_group}_{result.task_id}_{result.episode}.npz"
-        arrays: dict[str, Any] = {
-            "action": result.actions,
-            "reward": result.rewards,
-            "state": result.states,
-            "seed": np.array(-1 if result.seed is None else result.seed, np.int64),
-            "init_state_id": np.array(-1 if result.init_state_id is None else result.init_state_id, np.int64),
-            "chunk_requested_step": requested,
-            "chunk_merged_step": merged,
-            "chunk_delay_steps": merged - requested,
-            "chunk_length": np.array([chunk.length for chunk in result.chunks], np.int64),
-        }
-        if result.success is not None:
-            arrays["success"] = np.array(result.success)
-        self._folder.write(f"trajectories/{name}", lambda path: np.savez(path, **arrays))
-        self._episodes += 1
+    requested = np.array([chunk.requested_step for chunk in result.chunks], np.int64)
+    merged = np.array([chunk.merged_step for chunk in result.chunks], np.int64)
+    # Suites are run in the order they were named in, which need not be the alphabet's.
+    name = f"{number:05d}_{result.task_group}_{result.task_id}_{result.episode}.npz"
+    arrays: dict[str, Any] = {
+        "action": result.actions,
+        "reward": result.rewards,
+        "state": result.states,
+        "seed": np.array(-1 if result.seed is None else result.seed, np.int64),
+        "init_state_id": np.array(-1 if result.init_state_id is None else result.init_state_id, np.int64),
+        "chunk_requested_step": requested,
+        "chunk_merged_step": merged,
+        "chunk_delay_steps": merged - requested,
+        "chunk_length": np.array([chunk.length for chunk in result.chunks], np.int64),
+    }
+    if result.success is not None:
+        arrays["success"] = np.array(result.success)
+    folder.write(f"trajectories/{name}", lambda path: np.savez(path, **arrays))

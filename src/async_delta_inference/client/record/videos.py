@@ -30,7 +30,6 @@ class VideoRecorder(RunObserver):
         self._recording = False
         self._frames: list[NDArray[np.uint8]] = []
         self._failed: FrameError | None = None
-        self._written: set[str] = set()
 
     def episode_started(self, environment: Environment, episode: int) -> None:  # noqa: D102
         self._recording, self._frames, self._failed = self._records(episode), [], None
@@ -44,14 +43,12 @@ class VideoRecorder(RunObserver):
             return
         frames, self._frames = self._frames, []
         failed, self._failed = self._failed, None
-        name = _name_of(result)
-        if self._folder.write(name, lambda path: _write(path, frames, failed, round(environment.fps))):
-            self._written.add(name)
+        self._folder.write(_name_of(result), lambda path: _write(path, frames, failed, round(environment.fps)))
 
     def path_of(self, result: EpisodeResult) -> Path | None:
         """Where an episode's video is, once the episode has ended; None for one that has none."""
-        name = _name_of(result)
-        return self._folder.path / name if name in self._written else None
+        path = self._folder.path / _name_of(result)
+        return path if self._records(result.episode) and path.is_file() else None
 
     def _record(self, environment: Environment) -> None:
         if not self._recording:
