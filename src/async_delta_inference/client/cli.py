@@ -11,6 +11,7 @@ from async_delta_inference.client.config import SimClientConfig
 from async_delta_inference.client.environments.headless import choose_renderer
 from async_delta_inference.client.flag_help import asks_for_help, environment_help, evaluation_help, named_environment
 from async_delta_inference.client.record.eval_info import EVAL_INFO_NAME
+from async_delta_inference.client.run.child_process import forks_allowed
 from async_delta_inference.client.sim_client import SimClient
 from async_delta_inference.command_line import EXIT_FAILED, parse_arguments, run_command
 from async_delta_inference.errors import MissingExtraError
@@ -29,7 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else list(arguments)
     if asks_for_help(words):
         return run_command(lambda: _help(words))
-    return run_command(lambda: _evaluate(_parse(words)))
+    with forks_allowed():
+        return run_command(lambda: _evaluate(_parse(words)))
 
 
 def _help(arguments: Sequence[str]) -> int:

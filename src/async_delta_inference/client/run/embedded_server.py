@@ -5,19 +5,19 @@ from __future__ import annotations
 import os
 import select
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from async_delta_inference.client.run.child_process import can_fork, start_child
 from async_delta_inference.embedding import ANNOUNCE_FD, EXIT_WITH_STDIN
 from async_delta_inference.errors import PeerUnreachableError
 from async_delta_inference.transport.registry import backend, split_uri
 
 __all__ = ["EmbeddedServer"]
 
+_MODULE = "async_delta_inference.server_adapter"
 _EXIT_TIMEOUT_S = 5.0
 
 
@@ -38,32 +38,19 @@ class EmbeddedServer:
         self.log_path = log_path
         log_path.parent.mkdir(parents=True, exist_ok=True)
         self._announcement, write_end = os.pipe()
-        command = [
-            # -P: a folder called datasets/ or a queue.py where the user works is none of the server's business.
-            *(sys.executable, "-P", "-m", "async_delta_inference.server_adapter"),
-            f"--transport={transport}",
-            *([] if trace is None else [f"--trace={trace}"]),
-        ]
+        arguments = [f"--transport={transport}", *([] if trace is None else [f"--trace={trace}"])]
         environment = os.environ | {
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
             ANNOUNCE_FD: str(write_end),
             EXIT_WITH_STDIN: "1",
         }
+        fork = can_fork("lerobot.processor")
         try:
-            with log_path.open("wb") as log:
-                self._process = subprocess.Popen(
-                    command,
-                    stdin=subprocess.PIPE,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    pass_fds=(write_end,),
-                    # A Ctrl-C at the terminal is the client's to handle: the server must outlive it by a moment.
-                    start_new_session=True,
-                    env=environment,
-                )
+            self._process = start_child(_MODULE, arguments, environment, log_path, write_end, fork=fork)
         finally:
             os.close(write_end)
         self._uri: str | None = None
+        self._stopped = False
 
     @property
     def pid(self) -> int:
@@ -95,18 +82,16 @@ class EmbeddedServer:
 
     def stop(self) -> None:
         """End the child and wait for it; idempotent."""
-        if self._process.stdin is not None and not self._process.stdin.closed:
-            self._process.stdin.close()
+        if not self._stopped:
+            self._stopped = True
+            self._process.close_stdin()
             os.close(self._announcement)
         # The end of its standard input is enough, unless it hangs; it wakes a child that was stopped, too.
-        for sign in (None, signal.SIGTERM, signal.SIGKILL):
-            if sign is not None:
-                self._process.send_signal(sign)
-            try:
-                self._process.wait(_EXIT_TIMEOUT_S)
+        for number in (None, signal.SIGTERM, signal.SIGKILL):
+            if number is not None:
+                self._process.send_signal(number)
+            if self._process.wait(_EXIT_TIMEOUT_S):
                 break
-            except subprocess.TimeoutExpired:
-                continue
         self._remove_what_is_left()
 
     def __enter__(self) -> Self:
