@@ -36,8 +36,11 @@ def leaves_nothing_behind() -> Iterator[None]:
     before = _traces()
     yield
     deadline_s = time.monotonic() + GRACE_S
-    while (left := _traces() - before) and time.monotonic() < deadline_s:
+    left = _traces() - before
+    # What stays: other tests' may come and go meanwhile.
+    while left and time.monotonic() < deadline_s:
         time.sleep(0.02)
+        left &= _traces()
     assert not left, f"left behind: {sorted(left)}"
 
 
