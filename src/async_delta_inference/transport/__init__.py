@@ -38,6 +38,7 @@ from async_delta_inference.transport.policy import (
 )
 from async_delta_inference.transport.policy_options import PolicyOptions
 from async_delta_inference.transport.registry import Backend, connect, known_schemes, listen, open_transport
+from async_delta_inference.transport.rtc_options import RtcOptions
 from async_delta_inference.transport.server import Listener, Server, serve
 
 __all__ = [
@@ -59,6 +60,7 @@ __all__ = [
     "PolicyError",
     "PolicyNeeds",
     "PolicyOptions",
+    "RtcOptions",
     "PolicySession",
     "ProtocolError",
     "Request",

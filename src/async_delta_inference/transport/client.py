@@ -31,7 +31,13 @@ from async_delta_inference.errors import (
 )
 from async_delta_inference.transport.deadlines import AnswerDeadline, TransportOptions
 from async_delta_inference.transport.finite import is_finite
-from async_delta_inference.transport.messages import ActionChunk, Observation, PastObservation, SessionSpec
+from async_delta_inference.transport.messages import (
+    MAX_DELAY_STEPS,
+    ActionChunk,
+    Observation,
+    PastObservation,
+    SessionSpec,
+)
 
 __all__ = ["Transport"]
 
@@ -130,6 +136,7 @@ class Transport(ABC):
         """
         timestep = observation.timestep
         timestamp_s = observation.timestamp_s
+        delay = observation.inference_delay
         loaned = observation.loan is not None
         if not (
             self._usable
@@ -138,6 +145,7 @@ class Transport(ABC):
             and timestamp_s - timestamp_s == 0.0
             and self._last_sent_timestep <= timestep < _COUNT_LIMIT
             and 0 <= observation.episode < _COUNT_LIMIT
+            and (delay is None or (type(delay) is int and 0 <= delay <= MAX_DELAY_STEPS))
             and observation.task == self._known_task
             and (self._is_intact(observation) if loaned else self._fits(observation))
         ):

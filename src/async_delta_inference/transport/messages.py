@@ -23,6 +23,7 @@ from async_delta_inference.transport.policy_options import PolicyOptions
 __all__ = ["ActionChunk", "Observation", "ObservationFeatures", "PastObservation", "SessionSpec"]
 
 MAX_TASK_BYTES = 4096
+MAX_DELAY_STEPS = 2**30
 """Upper bound of the UTF-8 length of ``Observation.task``, so that a fixed slot can hold it."""
 
 _UINT8 = np.dtype(np.uint8)
@@ -161,6 +162,8 @@ class Observation:
         timestamp_s: Wall clock at capture, seconds since the epoch; orientation for logs, never compared across hosts.
         history: What was observed at the steps before, the oldest first: as many as the policy looks at besides this
             one, see `PolicyNeeds.n_obs_steps`. Where there were fewer, the episode's first observation is repeated.
+        inference_delay: Steps from this observation to its answer taking effect, as the client expects it; None: not
+            known. LeRobot's gRPC protocol cannot carry it.
     """
 
     images: dict[str, NDArray[np.uint8]]
@@ -171,6 +174,7 @@ class Observation:
     episode: int = 0
     timestamp_s: float = 0.0
     history: tuple[PastObservation, ...] = ()
+    inference_delay: int | None = None
     loan: object | None = field(default=None, repr=False)
     """The transport that loaned the arrays, set by it alone; None for the caller's own."""
 
@@ -205,6 +209,7 @@ class Observation:
             episode=self.episode,
             timestamp_s=self.timestamp_s,
             history=tuple(past.copy() for past in self.history),
+            inference_delay=self.inference_delay,
         )
 
     def check(self, features: ObservationFeatures, n_obs_steps: int = 1) -> None:
@@ -249,6 +254,9 @@ class Observation:
         for name, value in (("timestep", self.timestep), ("episode", self.episode)):
             if not isinstance(value, _INTEGERS) or not 0 <= value < 2**63:
                 raise InvalidMessageError(f"{name} must be an integer in [0, 2**63), got {value!r}")
+        delay = self.inference_delay
+        if delay is not None and (not isinstance(delay, _INTEGERS) or not 0 <= delay <= MAX_DELAY_STEPS):
+            raise InvalidMessageError(f"inference_delay must be an integer in [0, {MAX_DELAY_STEPS}], got {delay!r}")
         if not _is_finite(self.timestamp_s):
             raise InvalidMessageError(f"timestamp_s must be a finite number, got {str(self.timestamp_s)[:40]}")
         task = self.task

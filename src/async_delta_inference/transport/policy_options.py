@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from async_delta_inference.errors import InvalidMessageError
+from async_delta_inference.transport.rtc_options import RtcOptions
 
 __all__ = ["PolicyOptions"]
 
@@ -26,6 +27,7 @@ class PolicyOptions:
             else; ``stream`` is lerobot-eval's one stream of random numbers for all inferences of the session.
         rename_map: The environment's name of an observation to the policy's, both as LeRobot writes them.
         overrides: Of the checkpoint's configuration, such as ``n_action_steps=10``.
+        rtc: Real-time chunking.
 
     Raises:
         InvalidMessageError: One is not as described.
@@ -35,6 +37,7 @@ class PolicyOptions:
     noise: str = "request"
     rename_map: Mapping[str, str] = field(default_factory=dict)
     overrides: tuple[str, ...] = ()
+    rtc: RtcOptions = field(default_factory=RtcOptions)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rename_map", MappingProxyType(dict(self.rename_map)))
@@ -53,14 +56,15 @@ class PolicyOptions:
             raise InvalidMessageError(f"overrides are written name=value, got {wrong[0]!r}")
 
     def __hash__(self) -> int:
-        return hash((self.seed, self.noise, tuple(self.rename_map.items()), self.overrides))
+        return hash((self.seed, self.noise, tuple(self.rename_map.items()), self.overrides, self.rtc))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.seed, self.noise, dict(self.rename_map), self.overrides)
+        return type(self), (self.seed, self.noise, dict(self.rename_map), self.overrides, self.rtc)
 
     def to_message(self) -> list[Any]:
         """Plain lists, texts and numbers, which `from_message` reads."""
-        return [self.seed, self.noise, [list(pair) for pair in self.rename_map.items()], list(self.overrides)]
+        renames = [list(pair) for pair in self.rename_map.items()]
+        return [self.seed, self.noise, renames, list(self.overrides), self.rtc.to_message()]
 
     @classmethod
     def from_message(cls, message: object) -> PolicyOptions:
@@ -69,10 +73,10 @@ class PolicyOptions:
         Raises:
             InvalidMessageError: It is not what `to_message` gives.
         """
-        if isinstance(message, (list, tuple)) and len(message) == 4:
-            seed, noise, renames, overrides = message
+        if isinstance(message, (list, tuple)) and len(message) == 5:
+            seed, noise, renames, overrides, rtc = message
             try:
-                return cls(seed, noise, dict(renames), tuple(overrides))
+                return cls(seed, noise, dict(renames), tuple(overrides), RtcOptions.from_message(rtc))
             except (TypeError, ValueError):
                 pass
         raise InvalidMessageError(f"not a policy's options: {str(message)[:200]}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -168,6 +169,17 @@ def test_delay_of_a_request_that_is_open_at_the_end(run: Run, flags: dict, open_
     episode = run.episode(**flags, chunk_size_threshold=0.5)
     assert run.asked[-1] == 15
     assert episode.open_delay_steps == open_delay_steps
+
+
+def test_the_server_is_told_the_delay(run: Run) -> None:
+    """The one that will be; in the realtime clock the longest so far, as lerobot-rollout has it."""
+    run.episode(inference_delay="3")
+    assert {observation.inference_delay for observation in run.transport.sent} == {3}
+    episode = run.episode(clock="realtime")
+    told = [observation.inference_delay for observation in run.transport.sent]
+    latencies_s = [chunk.latency_s for chunk in episode.chunks]
+    longest_s = [max(latencies_s[:n], default=0.0) for n in range(len(told))]
+    assert told == [math.ceil(longest / (1 / 200.0)) for longest in longest_s]
 
 
 def test_delay_in_seconds_is_rounded_up_at_the_control_rate(run: Run) -> None:

@@ -11,4 +11,5 @@ from async_delta_inference.transport.testing import TransportContract
 class TestShmContract(TransportContract):
     scheme = "shm"
     carries_history = True
+    carries_delay = True
     absent_uri = "shm://nobody-is-here"

@@ -7,6 +7,7 @@ t + d, however fast or slow the server was, and nothing sleeps.
 
 from __future__ import annotations
 
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -33,6 +34,13 @@ class Clock(ABC):
             The step before which it takes effect, or None for as soon as it arrives.
         """
 
+    def expected_delay(self) -> int | None:
+        """Steps until a chunk that is asked for now takes effect, where `due_step` does not say it; None: not known."""
+        return None
+
+    def note_latency(self, latency_s: float) -> None:  # noqa: B027 - the simulated clock does not measure
+        """A chunk took this long, from the capture of its observation to its arrival."""
+
     @abstractmethod
     def start_episode(self, spec: EpisodeSpec) -> None:
         """The first step of an episode is about to begin."""
@@ -53,6 +61,14 @@ class RealtimeClock(Clock):
     def __init__(self, fps: float) -> None:
         self._step_s = 1.0 / fps
         self._next_s = 0.0
+        self._longest_s = 0.0
+
+    def expected_delay(self) -> int:
+        """That of the slowest chunk so far, as lerobot-rollout has it; 0 before the first."""
+        return math.ceil(self._longest_s / self._step_s)
+
+    def note_latency(self, latency_s: float) -> None:  # noqa: D102
+        self._longest_s = max(self._longest_s, latency_s)
 
     def due_step(self, step: int) -> int | None:  # noqa: D102
         return None

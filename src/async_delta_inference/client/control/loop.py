@@ -168,6 +168,7 @@ class ControlLoop:
 
     def _send(self, environment: Environment, step: int, instruction: str) -> None:
         captured_ns = time.monotonic_ns()
+        due_step = self._clock.due_step(step)
         observation = self._transport.loan_observation()
         try:
             environment.write_observation(observation)
@@ -176,6 +177,7 @@ class ControlLoop:
             observation.task = instruction
             observation.must_go = self._options.must_go == "always" or not len(self._queue)
             observation.episode = self._episode_number
+            observation.inference_delay = self._clock.expected_delay() if due_step is None else due_step - step
             observation.timestamp_s = time.time()
             if (recorder := stages.recorder) is not None:
                 recorder.mark_at(stages.BEGIN, observation.timestep, captured_ns)
@@ -186,9 +188,7 @@ class ControlLoop:
                 self._transport.return_loan(observation)
             raise
         self._asked_timestep = observation.timestep
-        self._request = _Request(
-            observation.timestep, step, self._clock.due_step(step), captured_ns, observation.must_go
-        )
+        self._request = _Request(observation.timestep, step, due_step, captured_ns, observation.must_go)
         self._asked[observation.timestep] = self._request
 
     def _will_want_frame(self, step: int) -> bool:
@@ -255,6 +255,8 @@ class ControlLoop:
         asked = self._asked.get(chunk.timestep)
         if asked is None:
             raise ProtocolError(f"the server answered for timestep {chunk.timestep}, which it was not asked for")
+        latency_s = max(0, chunk.arrived_ns - asked.captured_ns) * 1e-9
+        self._clock.note_latency(latency_s)
         self._result.chunks.append(
             ChunkRecord(
                 requested_step=asked.step,
@@ -263,7 +265,7 @@ class ControlLoop:
                 stale=merged.stale,
                 aggregated=merged.aggregated,
                 queued=queued,
-                latency_s=max(0, chunk.arrived_ns - asked.captured_ns) * 1e-9,
+                latency_s=latency_s,
             )
         )
         if request is not None and chunk.timestep >= request.timestep:

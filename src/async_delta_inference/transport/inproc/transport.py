@@ -80,4 +80,5 @@ def _handed_over(observation: Observation) -> Observation:
         episode=observation.episode,
         timestamp_s=observation.timestamp_s,
         history=observation.history,
+        inference_delay=observation.inference_delay,
     )

@@ -7,7 +7,7 @@ import pytest
 
 from async_delta_inference.errors import InvalidMessageError
 from async_delta_inference.transport.client import Transport
-from async_delta_inference.transport.messages import MAX_TASK_BYTES, Observation
+from async_delta_inference.transport.messages import MAX_DELAY_STEPS, MAX_TASK_BYTES, Observation
 from async_delta_inference.transport.testing.base import WAIT_S, ContractBase, eventually
 from async_delta_inference.transport.testing.messages import contract_observation, expect_answer
 from async_delta_inference.transport.testing.peer import ServedPeer
@@ -118,13 +118,23 @@ class ExchangeCases(ContractBase):
         eventually(poll)
         expect_answer(found[0], 2)
 
+    def test_inference_delay_travels(self, transport: Transport, peer: ServedPeer) -> None:
+        delays = [None, 0, 3, MAX_DELAY_STEPS, None]
+        for timestep, delay in enumerate(delays):
+            observation = contract_observation(timestep)
+            observation.inference_delay = delay
+            transport.send_observation(observation)
+            expect_answer(transport.receive_actions(WAIT_S), timestep)
+        (session,) = peer.sessions()
+        assert session.delays == (delays if self.carries_delay else [None] * len(delays))
+
     # What the caller may not send.
 
     @pytest.mark.parametrize(
         "fault",
         [
             *("shape", "dtype", "state shape", "state dtype", "missing", "unknown", "list"),
-            *("timestep", "episode", "timestamp_s", "task"),
+            *("timestep", "episode", "inference_delay", "timestamp_s", "task"),
         ],
     )
     def test_observation_that_does_not_fit_is_refused(self, transport: Transport, fault: str) -> None:
@@ -161,7 +171,7 @@ def _spoil(observation: Observation, fault: str) -> None:
         del observation.images["front"]
     elif fault == "unknown":
         observation.images["extra"] = front
-    elif fault in ("timestep", "episode"):
+    elif fault in ("timestep", "episode", "inference_delay"):
         setattr(observation, fault, 1.5)
     elif fault == "timestamp_s":
         observation.timestamp_s = float("inf")

@@ -32,10 +32,11 @@ class LoanCases(ContractBase):
     def test_loan_has_fresh_scalars(self, transport: Transport) -> None:
         loan = transport.loan_observation()
         fill_contract_observation(loan, 6)
-        loan.must_go, loan.episode = False, 3
+        loan.must_go, loan.episode, loan.inference_delay = False, 3, 2
         transport.return_loan(loan)
         fresh = transport.loan_observation()
         assert (fresh.timestep, fresh.task, fresh.must_go, fresh.episode) == (0, "", True, 0)
+        assert fresh.inference_delay is None
         transport.return_loan(fresh)
 
     def test_loan_is_read_only_once_sent(self, transport: Transport) -> None:

@@ -33,6 +33,7 @@ class SessionRecord:
         spec: What the client asked for.
         events: ``("reset", episode, task)`` and ``("infer", timestep, episode)``.
         histories: The timesteps of every observation's history.
+        delays: The inference delay of every observation.
         client: The number that the client wrote into the state; None before its first observation.
         closed: How often the session was closed.
     """
@@ -40,6 +41,7 @@ class SessionRecord:
     spec: SessionSpec
     events: list[tuple[str | int, ...]] = field(default_factory=list)
     histories: list[list[int]] = field(default_factory=list)
+    delays: list[int | None] = field(default_factory=list)
     client: int | None = None
     closed: int = 0
 
@@ -133,6 +135,7 @@ class ScriptedPolicy:
             client, timestep = _sender(observation)
             record.client = client
             record.events.append(("infer", timestep, observation.episode))
+            record.delays.append(observation.inference_delay)
             record.histories.append([_sender(Observation(past.images, past.state))[1] for past in observation.history])
         self._gate.wait()
         if None in self._failures:

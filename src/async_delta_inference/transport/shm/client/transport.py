@@ -26,7 +26,7 @@ from async_delta_inference.transport.shm.client.attachment import (
     shake_hands,
     tidy_after,
 )
-from async_delta_inference.transport.shm.shared.layout import CHUNK_KIND, ERROR_KIND, MUST_GO_FLAG
+from async_delta_inference.transport.shm.shared.layout import CHUNK_KIND, DELAY_SHIFT, ERROR_KIND, MUST_GO_FLAG
 from async_delta_inference.transport.shm.shared.rendezvous import socket_path
 from async_delta_inference.transport.shm.shared.segment import Segment
 
@@ -173,7 +173,8 @@ class ShmTransport(Transport):
                 observation.timestamp_s,
                 self._task_number,
                 self._task_bytes,
-                MUST_GO_FLAG if observation.must_go else 0,
+                (MUST_GO_FLAG if observation.must_go else 0)
+                | (0 if observation.inference_delay is None else observation.inference_delay + 1 << DELAY_SHIFT),
             )
             if self._advice[0]:
                 self._ring()

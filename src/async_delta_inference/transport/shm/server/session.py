@@ -21,6 +21,7 @@ from async_delta_inference.transport.shm.shared import handshake
 from async_delta_inference.transport.shm.shared.connection import Connection
 from async_delta_inference.transport.shm.shared.layout import (
     CHUNK_KIND,
+    DELAY_SHIFT,
     ERROR_KIND,
     FILTERED_KIND,
     MAX_ERROR_BYTES,
@@ -98,7 +99,8 @@ class ShmSession(ServedSession):
         observation.timestep = timestep
         observation.episode = episode
         observation.timestamp_s = timestamp_s
-        observation.must_go = flags == MUST_GO_FLAG
+        observation.must_go = bool(flags & MUST_GO_FLAG)
+        observation.inference_delay = (flags >> DELAY_SHIFT) - 1 if flags >> DELAY_SHIFT else None
         observation.task = self._task
         return observation
 

@@ -43,7 +43,7 @@ __all__ = [
 Message = Mapping[str, Any]
 
 PROTOCOL = "async-delta-shm"
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 ATTACHED: Message = {"kind": "attached"}
 
 SCALARS = [
@@ -51,6 +51,7 @@ SCALARS = [
     ["episode", "int64"],
     ["timestamp_s", "float64"],
     ["must_go", "bool"],
+    ["inference_delay", "31 bits, or none"],
     ["task", f"utf-8 of at most {MAX_TASK_BYTES} bytes"],
 ]
 """The part of the schema that is the same in every session."""

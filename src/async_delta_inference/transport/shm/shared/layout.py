@@ -52,6 +52,8 @@ ACTION_RECORD = struct.Struct("@QQdQIII")
 """sequence (from 1), timestep, timestamp_s, published_ns (monotonic), kind, rows, bytes of text."""
 
 MUST_GO_FLAG = 1
+DELAY_SHIFT = 1
+"""An observation's flags from this bit on: its inference delay in steps and one, or 0 where it is not known."""
 
 CHUNK_KIND = 1
 """``rows`` rows of actions."""
