@@ -18,7 +18,7 @@ from async_delta_inference.errors import AsyncDeltaError, ConfigError, MissingEx
 from async_delta_inference.flag_values import flag_types, home_expanded, plain_value
 from async_delta_inference.standard_streams import unfailing_output
 
-__all__ = ["EXIT_FAILED", "command_parser", "parse_arguments", "run_command"]
+__all__ = ["EXIT_FAILED", "command_parser", "parse_arguments", "refuse", "run_command"]
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -93,8 +93,7 @@ def parse_arguments[ConfigT](config_class: type[ConfigT], arguments: Sequence[st
     given = list(sys.argv[1:] if arguments is None else arguments)
     if any(argument in ("-h", "--help") for argument in given):
         given = ["--help"]  # Whatever stands beside it, right or wrong.
-    # argparse would print its usage, two screens of it, and exit.
-    parser.parser.error = _refuse
+    parser.parser.error = refuse
     try:
         config: ConfigT = parser.parse_args(given)
         return config
@@ -164,7 +163,12 @@ def _print_error(exc: BaseException, before: str = "", after: str = "") -> None:
     print(f"error: {text}{after}", file=sys.stderr)
 
 
-def _refuse(message: str) -> NoReturn:
+def refuse(message: str) -> NoReturn:
+    """Instead of argparse's ``error``, which would print its usage and exit.
+
+    Raises:
+        ConfigError: Always.
+    """
     raise ConfigError(f"{message} (see --help for the flags)")
 
 

@@ -21,6 +21,10 @@ __all__ = [
 ]
 
 
+_ROUNDING = 1e-9
+"""Differences that differ by less of the values themselves are all the same."""
+
+
 @dataclass(frozen=True, slots=True)
 class PairedCounts:
     """How pairs of episodes ended.
@@ -146,15 +150,17 @@ def bootstrap_difference(
         return None
     differences: NDArray[np.float64] = np.array([b - a for a, b in pairs], np.float64)
     mean = float(np.mean(differences))
-    if len(differences) < 2 or np.ptp(differences) == 0:
+    scale = float(np.max(np.abs(pairs)))
+    if len(differences) < 2 or np.ptp(differences) <= _ROUNDING * scale:
         return BootstrapInterval(len(differences), mean, None, None)
     from scipy.stats import bootstrap
 
     drawn = bootstrap(
         (differences,), np.mean, n_resamples=resamples, rng=np.random.default_rng(seed), method="BCa", batch=1000
     )
-    low, high = drawn.confidence_interval
-    return BootstrapInterval(len(differences), mean, float(low), float(high))
+    low, high = map(float, drawn.confidence_interval)
+    known = math.isfinite(low) and math.isfinite(high)
+    return BootstrapInterval(len(differences), mean, *((low, high) if known else (None, None)))
 
 
 def episodes_to_tell(counts: PairedCounts, difference: float, *, power: float = 0.8, alpha: float = 0.05) -> int:

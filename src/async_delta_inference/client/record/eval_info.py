@@ -11,7 +11,7 @@ from typing import Any
 from async_delta_inference.client.record.results import EpisodeResult, EvaluationResult
 from async_delta_inference.client.record.statistics import async_figures, known_successes, mean
 
-__all__ = ["EVAL_INFO_NAME", "VideoOf", "eval_info", "write_eval_info"]
+__all__ = ["EVAL_INFO_NAME", "VideoOf", "eval_info", "without_nan", "write_eval_info"]
 
 EVAL_INFO_NAME = "eval_info.json"
 
@@ -65,7 +65,7 @@ def eval_info(result: EvaluationResult, video_of: VideoOf = _no_video) -> dict[s
 
 def write_eval_info(path: Path, result: EvaluationResult, video_of: VideoOf = _no_video) -> None:
     """Write `eval_info` as JSON, null for what is not known."""
-    path.write_text(json.dumps(_without_nan(eval_info(result, video_of)), indent=2, allow_nan=False) + "\n")
+    path.write_text(json.dumps(without_nan(eval_info(result, video_of)), indent=2, allow_nan=False) + "\n")
 
 
 def _aggregate(episodes: Sequence[EpisodeResult], video_of: VideoOf) -> dict[str, Any]:
@@ -83,12 +83,12 @@ def _failed_attempts(result: EvaluationResult) -> int:
     return sum(len(e.failures) for e in result.episodes) + sum(len(g.failures) for g in result.given_up)
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
     """A figure that is not known is null: JSON knows no NaN."""
     if isinstance(value, dict):
-        return {key: _without_nan(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(inner) for inner in value]
+        return {key: without_nan(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_nan(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

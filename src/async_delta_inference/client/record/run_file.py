@@ -17,7 +17,15 @@ from typing import Any
 
 from async_delta_inference.errors import ConfigError
 
-__all__ = ["RUN_NAME", "checkpoint_fingerprint", "check_same_episodes", "describe_run", "read_run", "write_run"]
+__all__ = [
+    "RUN_NAME",
+    "checkpoint_fingerprint",
+    "check_same_episodes",
+    "describe_run",
+    "flat_flags",
+    "read_run",
+    "write_run",
+]
 
 RUN_NAME = "run.yaml"
 _PACKAGES = (
@@ -104,7 +112,7 @@ def check_same_episodes(earlier: Mapping[str, Any], now: Mapping[str, Any], fold
     Raises:
         ConfigError: Names the first flag that differs, and both values.
     """
-    before, after = _flat(earlier["configuration"]), _flat(now["configuration"])
+    before, after = flat_flags(earlier["configuration"]), flat_flags(now["configuration"])
     before["pretrained_name_or_path"] = _policy_of(earlier, before)
     after["pretrained_name_or_path"] = _policy_of(now, after)
     before["inference_delay_trace"], after["inference_delay_trace"] = (
@@ -153,19 +161,19 @@ def plain(value: Any) -> Any:
     return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
 
 
-def _policy_of(run: Mapping[str, Any], flat: Mapping[str, Any]) -> Any:
-    return (run.get("checkpoint") or {}).get("sha256") or flat.get("pretrained_name_or_path")
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested names with dots between them, as on the command line."""
+def flat_flags(value: Any, prefix: str = "") -> dict[str, Any]:
+    """A configuration by the names that its flags have on the command line, with dots between nested ones."""
     if not isinstance(value, Mapping) or not value:
         return {prefix: value}
     return {
         name: inner
         for key, part in value.items()
-        for name, inner in _flat(part, f"{prefix}.{key}" if prefix else str(key)).items()
+        for name, inner in flat_flags(part, f"{prefix}.{key}" if prefix else str(key)).items()
     }
+
+
+def _policy_of(run: Mapping[str, Any], flat: Mapping[str, Any]) -> Any:
+    return (run.get("checkpoint") or {}).get("sha256") or flat.get("pretrained_name_or_path")
 
 
 def _shown(value: Any) -> str:
