@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -80,7 +81,7 @@ def test_default_folder_is_private(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.delenv(rendezvous.FOLDER_VARIABLE, raising=False)
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     assert rendezvous.rendezvous_folder() == tmp_path / "async-delta-inference"
-    monkeypatch.setattr(rendezvous.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
     # A session that ended, or a container's, leaves the name of a folder that is not there.
     for absent in (str(tmp_path / "run" / "user" / "1000"), "run", ""):
         monkeypatch.setenv("XDG_RUNTIME_DIR", absent)

@@ -7,8 +7,6 @@ from secrets import token_hex
 from typing import Any, Literal
 
 import grpc
-from lerobot.transport import services_pb2, services_pb2_grpc
-from lerobot.transport.utils import send_bytes_in_chunks
 
 from async_delta_inference.errors import (
     PeerGoneError,
@@ -21,7 +19,7 @@ from async_delta_inference.errors import (
 )
 from async_delta_inference.transport.addresses import is_loopback
 from async_delta_inference.transport.deadlines import TransportOptions
-from async_delta_inference.transport.grpc import extras
+from async_delta_inference.transport.grpc import extras, lerobot_service
 
 __all__ = ["CALL_ERRORS", "PolicyServerCalls", "map_call_error"]
 
@@ -64,7 +62,15 @@ class PolicyServerCalls:
                 ("grpc.enable_http_proxy", int(not is_loopback(address))),
             ],
         )
-        self._stub: Any = services_pb2_grpc.AsyncInferenceStub(self._channel)
+        self._ready = self._call("Ready", lerobot_service.Empty)
+        self._set_up = self._call("SendPolicyInstructions", lerobot_service.Empty)
+        self._get = self._call("GetActions", lerobot_service.Actions)
+        self._send: Any = self._channel.stream_unary(
+            f"/{lerobot_service.SERVICE}/SendObservations", _serialize, lerobot_service.Empty.FromString
+        )
+
+    def _call(self, name: str, reply: Any) -> Any:
+        return self._channel.unary_unary(f"/{lerobot_service.SERVICE}/{name}", _serialize, reply.FromString)
 
     def ready(self, timeout_s: float) -> None:
         """``Ready``: waits for the server to be there.
@@ -72,7 +78,7 @@ class PolicyServerCalls:
         Raises:
             grpc.RpcError: See `map_call_error`.
         """
-        self._stub.Ready(services_pb2.Empty(), timeout=timeout_s, wait_for_ready=True, metadata=[self._session])
+        self._ready(lerobot_service.Empty(), timeout=timeout_s, wait_for_ready=True, metadata=[self._session])
 
     def set_up_policy(self, data: bytes, action_dim: int) -> str | None:
         """``SendPolicyInstructions``: returns when the policy is loaded.
@@ -83,8 +89,8 @@ class PolicyServerCalls:
         Raises:
             grpc.RpcError: See `map_call_error`.
         """
-        _, call = self._stub.SendPolicyInstructions.with_call(
-            services_pb2.PolicySetup(data=data),
+        _, call = self._set_up.with_call(
+            lerobot_service.PolicySetup(data=data),
             timeout=self._options.setup_timeout_s,
             metadata=[self._session, (extras.ACTION_DIM, str(action_dim))],
         )
@@ -96,9 +102,9 @@ class PolicyServerCalls:
         Raises:
             grpc.RpcError: See `map_call_error`.
         """
-        chunks = send_bytes_in_chunks(data, services_pb2.Observation, silent=True)
+        chunks = lerobot_service.in_pieces(data)
         metadata = [self._session, (extras.EPISODE, str(episode))]
-        self._stub.SendObservations(chunks, timeout=self._options.inference_timeout_s, metadata=metadata)
+        self._send(chunks, timeout=self._options.inference_timeout_s, metadata=metadata)
 
     def get_actions(self) -> tuple[bytes, int | None]:
         """``GetActions``: waits longer than any answer may take, so that one that is late is not lost.
@@ -111,7 +117,7 @@ class PolicyServerCalls:
             grpc.RpcError: See `map_call_error`.
         """
         timeout_s = self._options.inference_timeout_s + extras.PATIENCE_S
-        reply, call = self._stub.GetActions.with_call(services_pb2.Empty(), timeout=timeout_s, metadata=[self._session])
+        reply, call = self._get.with_call(lerobot_service.Empty(), timeout=timeout_s, metadata=[self._session])
         return bytes(reply.data), extras.read_count(call.trailing_metadata(), extras.TIMESTEP)
 
     def say_goodbye(self) -> None:
@@ -120,7 +126,7 @@ class PolicyServerCalls:
         Raises:
             grpc.RpcError: It is not there any more.
         """
-        self._stub.Ready(services_pb2.Empty(), timeout=_GOODBYE_TIMEOUT_S, metadata=[self._session])
+        self._ready(lerobot_service.Empty(), timeout=_GOODBYE_TIMEOUT_S, metadata=[self._session])
 
     def watch(self) -> None:
         """Call ``on_disconnect`` from a thread of gRPC's, which polls, whenever the connection is lost. Idempotent.
@@ -143,6 +149,11 @@ class PolicyServerCalls:
         elif self._connected and state is not grpc.ChannelConnectivity.CONNECTING:
             self._connected = False
             self._on_disconnect()
+
+
+def _serialize(message: Any) -> bytes:
+    data: bytes = message.SerializeToString()
+    return data
 
 
 def map_call_error(

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import grpc
-from lerobot.transport import services_pb2, services_pb2_grpc
 
 from async_delta_inference.errors import (
     InvalidMessageError,
@@ -21,9 +20,10 @@ from async_delta_inference.errors import (
     ProtocolError,
     SetupRefusedError,
 )
-from async_delta_inference.transport.grpc import extras
+from async_delta_inference.transport.grpc import extras, lerobot_service
 from async_delta_inference.transport.grpc.server.connections import TcpConnections
-from async_delta_inference.transport.grpc.server.session import GrpcSession, SessionTable
+from async_delta_inference.transport.grpc.server.session import MAX_CALLS, GrpcSession, SessionTable
+from async_delta_inference.transport.grpc.server.silences import Silences
 from async_delta_inference.transport.grpc.wire import Wanted, decode_observation, decode_policy, encode_actions
 from async_delta_inference.transport.host import SessionHost
 from async_delta_inference.transport.messages import ActionChunk, SessionSpec
@@ -35,35 +35,57 @@ OBS_QUEUE_TIMEOUT_S = 2.0
 """How long RobotClient's ``GetActions`` waits when nothing is owed: PolicyServer's default."""
 
 _OPEN_SLICE_S = 10.0
+_SMALLEST_PIECE_BYTES = 1 << 10
+"""Bounds how many pieces an observation may have; LeRobot cuts it at 2 MB."""
+
 _DEADLINE_SLACK_S = 0.5
 """A client gives up at its own deadline, which the server counts from a little later."""
 
 
-class PolicyService(services_pb2_grpc.AsyncInferenceServicer):  # type: ignore[misc]
+class PolicyService:
     """The four calls. Each runs in a thread of gRPC's, and may wait there.
 
     Args:
         host: Where the sessions go.
         connections: To the listener's port.
+        silences: Bounds how long a call may take to say what it wants.
     """
 
-    def __init__(self, host: SessionHost, connections: TcpConnections) -> None:
+    def __init__(self, host: SessionHost, connections: TcpConnections, silences: Silences) -> None:
         self._host = host
         self._connections = connections
+        self._silences = silences
         self._sessions = SessionTable()
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        """The four calls as gRPC takes them. To the wire, a call with one message is a stream of one."""
+        messages = lerobot_service
+        calls = {
+            "Ready": (self.ready, messages.Empty),
+            "SendPolicyInstructions": (self.send_policy_instructions, messages.PolicySetup),
+            "SendObservations": (self.send_observations, messages.Observation),
+            "GetActions": (self.get_actions, messages.Empty),
+        }
+        handlers = {
+            name: grpc.stream_unary_rpc_method_handler(call, message.FromString, _serialize)
+            for name, (call, message) in calls.items()
+        }
+        return grpc.method_handlers_generic_handler(messages.SERVICE, handlers)
 
     def end_all(self, reason: str) -> None:
         """End every session, so that no call waits any longer."""
         for session in self._sessions.all():
             session.end(reason)
 
-    def Ready(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+    def ready(self, requests: Iterator[Any], context: grpc.ServicerContext) -> Any:
         """A client is there, or says goodbye: its last session is over, and nobody else's."""
+        self._read(requests, context)
         self._forget(context)
-        return services_pb2.Empty()
+        return lerobot_service.Empty()
 
-    def SendPolicyInstructions(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+    def send_policy_instructions(self, requests: Iterator[Any], context: grpc.ServicerContext) -> Any:
         """Begin a session; returns when the policy is loaded."""
+        request = self._read(requests, context)
         self._forget(context)
         try:
             needs = self._begin(request.data, context)
@@ -72,37 +94,39 @@ class PolicyService(services_pb2_grpc.AsyncInferenceServicer):  # type: ignore[m
         except PeerGoneError as exc:
             _abort(context, grpc.StatusCode.UNAVAILABLE, extras.shortened(str(exc)))
         context.set_trailing_metadata(((extras.SERVES, extras.shortened(needs.description).encode()),))
-        return services_pb2.Empty()
+        return lerobot_service.Empty()
 
-    def SendObservations(self, request_iterator: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+    def send_observations(self, requests: Iterator[Any], context: grpc.ServicerContext) -> Any:
         """Take an observation, which comes in pieces."""
         with self._call(context) as session:
             if session.end_reason is not None:
                 reason = f"the server ended the session: {session.end_reason}"
                 _abort(context, grpc.StatusCode.UNAVAILABLE, extras.shortened(reason))
             try:
-                data = _join(request_iterator, session.most_bytes)
+                with self._silences.bounded(context):
+                    data = _join(requests, session.most_bytes)
                 observation = decode_observation(data, session.spec.features)
             except ProtocolError as exc:
                 _abort(context, grpc.StatusCode.INVALID_ARGUMENT, extras.shortened(str(exc)))
             observation.episode = extras.read_count(context.invocation_metadata(), extras.EPISODE) or 0
             session.post(observation)
-        return services_pb2.Empty()
+        return lerobot_service.Empty()
 
-    def GetActions(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+    def get_actions(self, requests: Iterator[Any], context: grpc.ServicerContext) -> Any:
         """Wait for the next chunk; empty when nothing is owed for a while, or the policy chose not to answer."""
+        self._read(requests, context)
         with self._call(context) as session:
             try:
                 reply = session.wait_for_reply(_patience_s(context), context.is_active)
             except PeerGoneError as exc:
                 _abort(context, grpc.StatusCode.UNAVAILABLE, extras.shortened(str(exc)))
             if isinstance(reply, ActionChunk):
-                return services_pb2.Actions(data=encode_actions(reply))
+                return lerobot_service.Actions(data=encode_actions(reply))
             if reply is not None:
                 context.set_trailing_metadata(((extras.TIMESTEP, str(reply.timestep)),))
             if isinstance(reply, PolicyError):
                 _abort(context, grpc.StatusCode.UNKNOWN, f"{extras.APPLICATION_ERROR}{extras.shortened(str(reply))}")
-            return services_pb2.Actions()
+            return lerobot_service.Actions()
 
     # Sessions.
 
@@ -152,6 +176,14 @@ class PolicyService(services_pb2_grpc.AsyncInferenceServicer):  # type: ignore[m
 
     # Calls.
 
+    def _read(self, requests: Iterator[Any], context: grpc.ServicerContext) -> Any:
+        """The one message of a call."""
+        with self._silences.bounded(context):
+            request = next(requests, None)
+        if request is None:
+            _abort(context, grpc.StatusCode.INVALID_ARGUMENT, "the call has no message")
+        return request
+
     @contextmanager
     def _call(self, context: grpc.ServicerContext) -> Iterator[GrpcSession]:
         """The session that a call belongs to, for as long as it takes."""
@@ -162,7 +194,8 @@ class PolicyService(services_pb2_grpc.AsyncInferenceServicer):  # type: ignore[m
                 grpc.StatusCode.FAILED_PRECONDITION,
                 "this connection has no session: call Ready and SendPolicyInstructions first",
             )
-        session.call_begins(context.peer())
+        if not session.call_begins(context.peer()):
+            _abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, f"this client has {MAX_CALLS} calls under way already")
         try:
             with self._watched(session, context):
                 yield session
@@ -214,15 +247,23 @@ def _join(pieces: Iterable[Any], most_bytes: int) -> bytes:
         ProtocolError: They do not end, or are more than an observation has.
     """
     parts: list[bytes] = []
+    size = 0
     for piece in pieces:
-        if piece.transfer_state == services_pb2.TransferState.TRANSFER_BEGIN:
+        if piece.transfer_state == lerobot_service.TRANSFER_BEGIN:
             parts.clear()
+            size = 0
         parts.append(piece.data)
-        if sum(map(len, parts)) > most_bytes:
+        size += len(piece.data)
+        if size > most_bytes or len(parts) > most_bytes // _SMALLEST_PIECE_BYTES + 2:
             raise ProtocolError(f"the client sent more than the {most_bytes} bytes that an observation has")
-        if piece.transfer_state == services_pb2.TransferState.TRANSFER_END:
+        if piece.transfer_state == lerobot_service.TRANSFER_END:
             return parts[0] if len(parts) == 1 else b"".join(parts)
     raise ProtocolError("the client sent an observation that does not end")
+
+
+def _serialize(message: Any) -> bytes:
+    data: bytes = message.SerializeToString()
+    return data
 
 
 def _abort(context: grpc.ServicerContext, code: grpc.StatusCode, details: str) -> NoReturn:

@@ -11,7 +11,10 @@ from async_delta_inference.transport.grpc.wire import longest_observation
 from async_delta_inference.transport.mailbox import MailboxSession, Reply
 from async_delta_inference.transport.messages import Observation, SessionSpec
 
-__all__ = ["GrpcSession", "SessionTable"]
+__all__ = ["MAX_CALLS", "GrpcSession", "SessionTable"]
+
+MAX_CALLS = 4
+"""Calls of one client at a time, each in a thread: it has one that waits for a chunk and one that sends."""
 
 _LONGEST_SILENCE_S = 60.0
 """After this a client is gone whose connection cannot be looked up, and that has no call under way."""
@@ -38,11 +41,14 @@ class GrpcSession(MailboxSession):
 
     # Called by the service, from the threads of calls.
 
-    def call_begins(self, peer: str) -> None:
-        """A call of the client's began."""
+    def call_begins(self, peer: str) -> bool:
+        """A call of the client's began; False when it has too many already."""
         with self._condition:
             self._peer = peer
+            if self._calls_under_way >= MAX_CALLS:
+                return False
             self._calls_under_way += 1
+            return True
 
     def call_ends(self) -> None:
         """It ended, however."""

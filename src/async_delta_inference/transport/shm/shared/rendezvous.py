@@ -10,13 +10,13 @@ import re
 import socket
 import stat
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from async_delta_inference.errors import ConfigError, PeerUnreachableError
+from async_delta_inference.transport.private_folder import FOLDER_VARIABLE, check_socket_path, private_folder
 from async_delta_inference.transport.shm.shared.segment import sweep
 
 __all__ = [
@@ -29,11 +29,7 @@ __all__ = [
     "socket_path",
 ]
 
-FOLDER_VARIABLE = "ASYNC_DELTA_RUNTIME_DIR"
-"""Environment variable that overrides the folder; it must be the same for client and server."""
-
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_MAX_PATH_BYTES = 107
 _RETRY_S = 0.05
 _PROBE_TIMEOUT_S = 1.0
 _LOCK_TIMEOUT_S = 5.0
@@ -41,34 +37,14 @@ _BACKLOG = 16
 
 
 def rendezvous_folder() -> Path:
-    """The folder of the sockets, made if it is not there.
-
-    `FOLDER_VARIABLE` if set, else in ``$XDG_RUNTIME_DIR`` if that is there, else a folder of the user's in the
-    temporary directory.
+    """The folder of the sockets, made if it is not there; see `private_folder`.
 
     Raises:
         ConfigError: It belongs to somebody else, others may write to it, or it cannot be made.
     """
     if sys.platform != "linux":
         raise ConfigError("the shared-memory transport needs Linux: use --transport=grpc here")
-    if chosen := os.environ.get(FOLDER_VARIABLE):
-        folder = Path(chosen)
-    elif (runtime := Path(os.environ.get("XDG_RUNTIME_DIR") or "nowhere")).is_absolute() and runtime.is_dir():
-        folder = runtime / "async-delta-inference"
-    else:
-        folder = Path(tempfile.gettempdir()) / f"async-delta-inference-{os.geteuid()}"
-    try:
-        folder.mkdir(mode=0o700, exist_ok=True)
-        status = folder.lstat()
-    except OSError as exc:
-        raise ConfigError(f"cannot make the folder of the sockets, {folder}: {exc}. Set {FOLDER_VARIABLE}") from exc
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
-        raise ConfigError(
-            f"{folder} must be a real folder of user {os.geteuid()} with mode 0700; it has mode "
-            f"{stat.filemode(status.st_mode)} and belongs to user {status.st_uid}. "
-            f"Correct it, or set {FOLDER_VARIABLE} to another folder"
-        )
-    return folder
+    return private_folder()
 
 
 def socket_path(name: str) -> Path:
@@ -81,13 +57,7 @@ def socket_path(name: str) -> Path:
         raise ConfigError(
             f"{name!r} is no name for shared memory: take 1 to 64 letters, digits, '.', '_' or '-', as in shm://policy"
         )
-    path = rendezvous_folder() / f"{name}.sock"
-    if len(os.fsencode(path)) > _MAX_PATH_BYTES:
-        raise ConfigError(
-            f"the socket path {path} is longer than the system's {_MAX_PATH_BYTES} bytes: "
-            f"set {FOLDER_VARIABLE} to a shorter folder"
-        )
-    return path
+    return check_socket_path(rendezvous_folder() / f"{name}.sock")
 
 
 def server_key(path: Path) -> str:
