@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from async_delta_inference.errors import ConfigError, InvalidMessageError
 from async_delta_inference.flag_values import home_expanded
 from async_delta_inference.transport import TransportOptions, known_schemes
 from async_delta_inference.transport.addresses import is_loopback
+from async_delta_inference.transport.link_options import GrpcOptions, LinkOptions, TlsOptions
 from async_delta_inference.transport.registry import backend, split_uri
 
 __all__ = ["SimClientConfig"]
@@ -112,6 +113,8 @@ class SimClientConfig:
     """Seconds for an observation to be answered."""
     reconnect_timeout_s: float = 30.0
     """Seconds for a server that went away to come back."""
+    grpc: GrpcOptions = field(default_factory=GrpcOptions)
+    tls: TlsOptions = field(default_factory=TlsOptions)
 
     def __post_init__(self) -> None:
         """Validate.
@@ -272,6 +275,7 @@ class SimClientConfig:
                 setup_timeout_s=self.setup_timeout_s,
                 inference_timeout_s=self.inference_timeout_s,
                 reconnect_timeout_s=self.reconnect_timeout_s,
+                link=LinkOptions(self.grpc, self.tls),
             )
         except InvalidMessageError as exc:
             raise ConfigError(f"--{exc}") from exc

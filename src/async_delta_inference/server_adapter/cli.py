@@ -7,7 +7,7 @@ import select
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from async_delta_inference.embedding import Parent
 from async_delta_inference.errors import ConfigError, MissingExtraError
 from async_delta_inference.flag_values import home_expanded
 from async_delta_inference.stage_trace import write_trace
+from async_delta_inference.transport.link_options import GrpcOptions, LinkOptions, TlsOptions
 from async_delta_inference.transport.policy import Policy
 from async_delta_inference.transport.registry import backend, known_schemes, split_uri
 from async_delta_inference.transport.server import make_server
@@ -43,6 +44,10 @@ class ServeConfig:
     """Observations of different clients that the policy is given together, at most."""
     linger_s: float = 0.0
     """Seconds to wait for more of them once there is one."""
+    grpc: GrpcOptions = field(default_factory=GrpcOptions)
+    tls: TlsOptions = field(default_factory=TlsOptions)
+    insecure: bool = False
+    """Let other machines in over grpc with neither a token nor TLS."""
     trace: Path | None = None
     """Write where the time of every chunk goes to this file at the end, for https://ui.perfetto.dev."""
 
@@ -120,6 +125,7 @@ def _serve(config: ServeConfig, parent: Parent) -> int:
             max_sessions=config.max_sessions,
             max_batch=config.max_batch,
             linger_s=config.linger_s,
+            link=LinkOptions(config.grpc, config.tls, config.insecure),
         )
         # An inference for a client that is gone is nobody's.
         stop = partial(server.stop, _ORPHAN_STOP_TIMEOUT_S) if parent.ends_us else server.stop

@@ -20,6 +20,7 @@ from async_delta_inference.transport.client import Transport
 from async_delta_inference.transport.deadlines import TransportOptions
 from async_delta_inference.transport.host import SessionHost
 from async_delta_inference.transport.inbox import Inbox, ServedSession
+from async_delta_inference.transport.link_options import GrpcOptions, LinkOptions, TlsOptions
 from async_delta_inference.transport.messages import (
     ActionChunk,
     Observation,
@@ -47,8 +48,10 @@ __all__ = [
     "Backend",
     "EpisodeStart",
     "FunctionPolicy",
+    "GrpcOptions",
     "Inbox",
     "InvalidMessageError",
+    "LinkOptions",
     "Listener",
     "LoanError",
     "Observation",
@@ -69,6 +72,7 @@ __all__ = [
     "SessionHost",
     "SessionSpec",
     "SetupRefusedError",
+    "TlsOptions",
     "Transport",
     "TransportClosed",
     "TransportError",

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from async_delta_inference.errors import InvalidMessageError
+from async_delta_inference.transport.link_options import LinkOptions
 
 __all__ = ["LONGEST_TIMEOUT_S", "AnswerDeadline", "TransportOptions"]
 
@@ -15,13 +16,14 @@ LONGEST_TIMEOUT_S = 1e8
 
 @dataclass(frozen=True)
 class TransportOptions:
-    """Deadlines that every backend keeps, in seconds, each at most `LONGEST_TIMEOUT_S`.
+    """Deadlines that every backend keeps, in seconds, each at most `LONGEST_TIMEOUT_S`; and how it trusts its server.
 
     Args:
         connect_timeout_s: For the server to be reached and to answer the handshake.
         setup_timeout_s: For the server to load the policy.
         inference_timeout_s: For one observation to be answered.
         reconnect_timeout_s: For a server that went away to come back; 0 gives up at once.
+        link: Dialect, token and certificates.
 
     Raises:
         InvalidMessageError: One is out of its range.
@@ -31,6 +33,7 @@ class TransportOptions:
     setup_timeout_s: float = 300.0
     inference_timeout_s: float = 120.0
     reconnect_timeout_s: float = 30.0
+    link: LinkOptions = field(default_factory=LinkOptions)
 
     def __post_init__(self) -> None:
         for name in ("connect_timeout_s", "setup_timeout_s", "inference_timeout_s", "reconnect_timeout_s"):

@@ -14,6 +14,7 @@ from async_delta_inference.errors import ConfigError, MissingExtraError
 from async_delta_inference.transport.client import Transport
 from async_delta_inference.transport.deadlines import TransportOptions
 from async_delta_inference.transport.host import SessionHost
+from async_delta_inference.transport.link_options import LinkOptions
 from async_delta_inference.transport.messages import SessionSpec
 from async_delta_inference.transport.policy import Policy, PolicyFunction
 from async_delta_inference.transport.server import Listener, Server, serve
@@ -37,7 +38,7 @@ _BUILTIN = {
     "inproc": "async_delta_inference.transport.inproc",
     "shm": "async_delta_inference.transport.shm",
 }
-_EXTRA_OF_SCHEME = {"grpc": "lerobot"}
+_EXTRA_OF_SCHEME = {"grpc": "grpc"}
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ def connect(uri: str, spec: SessionSpec, options: TransportOptions | None = None
     return transport
 
 
-def make_listener(uri: str, host: SessionHost) -> Listener:
+def make_listener(uri: str, host: SessionHost, link: LinkOptions | None = None) -> Listener:
     """A listener for ``scheme://address``, not yet started.
 
     Raises:
@@ -143,7 +144,10 @@ def make_listener(uri: str, host: SessionHost) -> Listener:
         MissingExtraError: The backend's packages are not installed.
     """
     scheme, address = split_uri(uri)
-    return backend(scheme).listener(address, host)
+    listener = backend(scheme).listener(address, host)
+    if link is not None:
+        listener.link = link
+    return listener
 
 
 def listen(uri: str, policy_or_function: Policy | PolicyFunction) -> Server:

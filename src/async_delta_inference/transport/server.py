@@ -12,6 +12,7 @@ from typing import ClassVar, Literal, NoReturn, Self
 
 from async_delta_inference.errors import ConfigError
 from async_delta_inference.transport.host import STOP_TIMEOUT_S, SessionHost
+from async_delta_inference.transport.link_options import LinkOptions
 from async_delta_inference.transport.policy import Policy, PolicyFunction, as_policy
 
 __all__ = ["Listener", "Reach", "Server", "serve"]
@@ -35,6 +36,9 @@ class Listener(ABC):
 
     reach: ClassVar[Reach] = "network"
     """Whose clients can reach it: this process', this host's, or any. Who shares a host shares its files."""
+
+    link: LinkOptions = LinkOptions()
+    """Dialects, token and certificates; set before it starts."""
 
     def __init__(self, address: str, host: SessionHost) -> None:
         self.address = address
@@ -160,6 +164,7 @@ def serve(
     max_sessions: int = 64,
     max_batch: int = 1,
     linger_s: float = 0.0,
+    link: LinkOptions | None = None,
 ) -> Server:
     """Serve a policy, or a plain function from an observation to actions, and return at once.
 
@@ -174,6 +179,7 @@ def serve(
         max_sessions: Clients at the same time; a further one is refused.
         max_batch: Requests of different sessions that the policy is given together, at most.
         linger_s: How long to wait for more of them once there is one.
+        link: Dialects, token and certificates.
 
     Returns:
         A server that has started; stop it, or use it as a context manager.
@@ -182,7 +188,9 @@ def serve(
         ConfigError: No URI, one of an unknown scheme, an address that cannot be used, or a number out of its range.
         MissingExtraError: A transport's packages are not installed.
     """
-    server = make_server(policy_or_function, *uris, max_sessions=max_sessions, max_batch=max_batch, linger_s=linger_s)
+    server = make_server(
+        policy_or_function, *uris, max_sessions=max_sessions, max_batch=max_batch, linger_s=linger_s, link=link
+    )
     server.start()
     return server
 
@@ -193,6 +201,7 @@ def make_server(
     max_sessions: int = 64,
     max_batch: int = 1,
     linger_s: float = 0.0,
+    link: LinkOptions | None = None,
 ) -> Server:
     """As `serve`, but not started: for whoever must be able to stop it before it has."""
     from async_delta_inference.transport.registry import make_listener
@@ -205,4 +214,4 @@ def make_server(
             f"{max_batch} and {linger_s}"
         )
     host = SessionHost(as_policy(policy_or_function), max_sessions=max_sessions, max_batch=max_batch, linger_s=linger_s)
-    return Server(host, tuple(make_listener(uri, host) for uri in uris))
+    return Server(host, tuple(make_listener(uri, host, link) for uri in uris))

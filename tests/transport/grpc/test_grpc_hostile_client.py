@@ -18,7 +18,7 @@ from lerobot.transport import services_pb2
 from robot_calls import RobotCalls
 
 from async_delta_inference.errors import ConfigError
-from async_delta_inference.transport import PolicyNeeds, Server, serve
+from async_delta_inference.transport import LinkOptions, PolicyNeeds, Server, serve
 from async_delta_inference.transport.grpc import GrpcListener
 from async_delta_inference.transport.grpc.server import listener
 from async_delta_inference.transport.private_folder import FOLDER_VARIABLE
@@ -129,9 +129,15 @@ def test_stream_that_is_too_long_is_refused_before_it_is_taken(server: Server, s
 
 @pytest.mark.parametrize(("host", "warns"), [("0.0.0.0", True), ("127.0.0.1", False), ("[::1]", False)])
 def test_what_others_can_reach_says_so_on_one_line(host: str, warns: bool, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING), serve(WidePolicy(), f"grpc://{host}:0"):
+    with caplog.at_level(logging.WARNING), serve(WidePolicy(), f"grpc://{host}:0", link=LinkOptions(insecure=True)):
         lines = [record.getMessage() for record in caplog.records if "other machines" in record.getMessage()]
     assert len(lines) == warns
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "[::]"])
+def test_what_others_can_reach_is_not_served_to_everybody(host: str) -> None:
+    with pytest.raises(ConfigError, match=r"--grpc\.token_file or --tls\.cert and --tls\.key, or say --insecure=true"):
+        serve(WidePolicy(), f"grpc://{host}:0")
 
 
 @pytest.fixture

@@ -21,6 +21,8 @@ from robot_calls import RobotCalls, make_robot
 from async_delta_inference.errors import ConfigError, SetupRefusedError
 from async_delta_inference.transport import (
     FunctionPolicy,
+    GrpcOptions,
+    LinkOptions,
     Observation,
     ObservationFeatures,
     PolicyNeeds,
@@ -46,6 +48,7 @@ from async_delta_inference.transport.testing.commands import Remote
 
 FEATURES = CONTRACT_POLICY.features
 ANYWHERE = "grpc://127.0.0.1:0"
+LEROBOT = GrpcOptions(dialect="lerobot")
 
 
 class WidePolicy(ScriptedPolicy):
@@ -385,7 +388,7 @@ def test_robot_on_a_unix_socket_frees_its_seat_when_it_was_silent(
 @pytest.mark.parametrize("host", ["127.0.0.1", "[::1]", "[::]"])
 def test_connections_are_known_by_the_name_that_grpc_gives_them(host: str) -> None:
     policy = WidePolicy()
-    with serve(policy, f"grpc://{host}:0", max_sessions=1) as server:
+    with serve(policy, f"grpc://{host}:0", max_sessions=1, link=LinkOptions(LEROBOT, insecure=True)) as server:
         port = int(server.uris[0].rpartition(":")[2])
         peers = []
         for client_host in ("127.0.0.1", "[::1]"):
@@ -454,7 +457,7 @@ def test_function_policy_says_what_it_is() -> None:
 
     description = "ü" * 5000
     with (
-        serve(FunctionPolicy(controller, description), ANYWHERE) as server,
+        serve(FunctionPolicy(controller, description), ANYWHERE, link=LinkOptions(LEROBOT)) as server,
         connect(server.uris[0], CONTRACT_POLICY) as client,
     ):
         assert client.description == "ü" * 500

@@ -30,7 +30,14 @@ from async_delta_inference.errors import (
     TransportError,
     TransportTimeout,
 )
-from async_delta_inference.transport import SessionSpec, TransportOptions, connect, open_transport
+from async_delta_inference.transport import (
+    GrpcOptions,
+    LinkOptions,
+    SessionSpec,
+    TransportOptions,
+    connect,
+    open_transport,
+)
 from async_delta_inference.transport.grpc.client.calls import map_call_error
 from async_delta_inference.transport.testing import (
     CONTRACT_POLICY,
@@ -41,6 +48,8 @@ from async_delta_inference.transport.testing import (
     expect_answer,
 )
 
+LEROBOT = LinkOptions(GrpcOptions(dialect="lerobot"))
+
 
 @pytest.fixture
 def socket_path(tmp_path: Path) -> Iterator[str]:
@@ -48,8 +57,9 @@ def socket_path(tmp_path: Path) -> Iterator[str]:
     return f"unix:{tmp_path}/server.sock"
 
 
-def test_server_that_restarts_goes_on_answering(socket_path: str) -> None:
-    peer = ServedPeer("grpc", socket_path)
+@pytest.mark.parametrize("link", [None, LEROBOT], ids=["native", "lerobot"])
+def test_server_that_restarts_goes_on_answering(socket_path: str, link: LinkOptions | None) -> None:
+    peer = ServedPeer("grpc", socket_path, link=link)
     options = TransportOptions(reconnect_timeout_s=WAIT_S)
     with open_transport(f"grpc://{socket_path}", options) as transport:
         transport.connect(CONTRACT_POLICY)
@@ -59,7 +69,7 @@ def test_server_that_restarts_goes_on_answering(socket_path: str) -> None:
         transport.send_observation(contract_observation(1))
         eventually(lambda: peer.seen() == [0, 1])
         peer.kill()
-        restarted = ServedPeer("grpc", socket_path)
+        restarted = ServedPeer("grpc", socket_path, link=link)
         try:
             # The observation that the dead server owed an answer to is sent again by the transport.
             expect_answer(transport.receive_actions(WAIT_S), 1)
@@ -69,13 +79,14 @@ def test_server_that_restarts_goes_on_answering(socket_path: str) -> None:
             restarted.kill()
 
 
-def test_restart_while_idle_sets_the_policy_up_again(socket_path: str) -> None:
-    peer = ServedPeer("grpc", socket_path)
+@pytest.mark.parametrize("link", [None, LEROBOT], ids=["native", "lerobot"])
+def test_restart_while_idle_sets_the_policy_up_again(socket_path: str, link: LinkOptions | None) -> None:
+    peer = ServedPeer("grpc", socket_path, link=link)
     options = TransportOptions(reconnect_timeout_s=WAIT_S)
     with open_transport(f"grpc://{socket_path}", options) as transport:
         transport.connect(CONTRACT_POLICY)
         peer.kill()
-        restarted = ServedPeer("grpc", socket_path)
+        restarted = ServedPeer("grpc", socket_path, link=link)
         try:
             transport.send_observation(contract_observation(3))
             expect_answer(transport.receive_actions(WAIT_S), 3)
@@ -298,6 +309,7 @@ EXPECTED: dict[grpc.StatusCode, type[TransportError]] = {
     grpc.StatusCode.DEADLINE_EXCEEDED: TransportTimeout,
     grpc.StatusCode.CANCELLED: TransportClosed,
     grpc.StatusCode.UNIMPLEMENTED: ProtocolError,
+    grpc.StatusCode.UNAUTHENTICATED: SetupRefusedError,
 }
 
 
@@ -418,7 +430,7 @@ def test_whatever_a_thread_meets_the_caller_hears_of_it(monkeypatch: pytest.Monk
     def broken(*_: object) -> None:
         raise RuntimeError("a fault of ours")
 
-    monkeypatch.setattr("async_delta_inference.transport.grpc.client.transport.decode_actions", broken)
+    monkeypatch.setattr("async_delta_inference.transport.grpc.client.lerobot_link.decode_actions", broken)
     with served(StubbornServicer()) as uri, connect(uri, CONTRACT_POLICY) as transport:
         transport.send_observation(contract_observation(0))
         with pytest.raises(ProtocolError, match="a fault of ours") as info:
@@ -428,7 +440,7 @@ def test_whatever_a_thread_meets_the_caller_hears_of_it(monkeypatch: pytest.Monk
 
 def test_replies_that_nobody_takes_are_bounded(socket_path: str) -> None:
     """The sender goes on; the server keeps what there is no room for here."""
-    with ServedPeer("grpc", socket_path) as peer, connect(peer.uri, CONTRACT_POLICY) as transport:
+    with ServedPeer("grpc", socket_path, link=LEROBOT) as peer, connect(peer.uri, CONTRACT_POLICY) as transport:
         for timestep in range(100):
             transport.send_observation(contract_observation(timestep))
             eventually(lambda timestep=timestep: timestep in peer.seen() or timestep in peer.waiting())

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import io
-import pickle
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import torch
-from lerobot.async_inference.helpers import TimedAction
 from numpy.typing import NDArray
 
 from async_delta_inference.errors import ProtocolError
 from async_delta_inference.transport.grpc.storage import load_storage
 from async_delta_inference.transport.grpc.unpickling import Made, Name, PickleReader, refuse_what_cannot_be_read
 
-__all__ = ["TimedActionRecord", "dumps_actions", "loads_actions"]
+__all__ = ["TimedActionRecord", "loads_actions"]
 
 MAX_CHUNK_ELEMENTS = 1 << 22
 """Upper bound of the numbers of a chunk, far above any robot's."""
@@ -39,38 +33,6 @@ class TimedActionRecord:
     timestamp: float
     timestep: int
     action: NDArray[np.float32]
-
-
-def dumps_actions(records: Sequence[tuple[float, int]], actions: NDArray[np.float32]) -> bytes:
-    """The pickle of a chunk, readable by RobotClient.
-
-    Args:
-        records: Timestamp (s) and timestep of each action.
-        actions: float32 (n, A), one row per record.
-    """
-    rows = torch.from_numpy(actions)
-    buffer = io.BytesIO()
-    _ChunkPickler(buffer).dump(
-        [TimedAction(timestamp, timestep, row) for (timestamp, timestep), row in zip(records, rows, strict=True)]
-    )
-    return buffer.getvalue()
-
-
-class _ChunkPickler(pickle.Pickler):
-    """Writes the memory behind all rows once. PolicyServer's pickler writes the whole chunk with each of its rows: that
-    takes three times as long to write, six times to read, and a chunk of 50 times 7 is 86 KB instead of 4.
-    """
-
-    _storage: Any = None
-
-    def reducer_override(self, thing: Any) -> Any:
-        if not isinstance(thing, torch.Tensor):
-            return NotImplemented
-        reduced: Any = thing.__reduce_ex__(pickle.DEFAULT_PROTOCOL)  # type: ignore[no-untyped-call]
-        function, (storage, *layout), *_ = reduced
-        if self._storage is None:
-            self._storage = storage
-        return function, (self._storage, *layout)
 
 
 def loads_actions(data: bytes, longest_chunk: int = 1000) -> list[TimedActionRecord]:

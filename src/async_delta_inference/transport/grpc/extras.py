@@ -17,6 +17,7 @@ __all__ = [
     "SERVES",
     "SESSION",
     "TIMESTEP",
+    "TOKEN",
     "shortened",
     "read_count",
     "read_session",
@@ -38,6 +39,9 @@ SERVES = "async-delta-serves-bin"
 
 TIMESTEP = "async-delta-timestep"
 """Back from a ``GetActions`` that failed or is empty: of the observation that the policy failed on, or passed over."""
+
+TOKEN = "async-delta-token"
+"""With every call, where the two sides share one."""
 
 PATIENCE_S = 60.0
 """How long a ``GetActions`` of our own client's may wait at our own server's before it is empty."""

@@ -1,21 +1,20 @@
 """Our messages as the bytes that PolicyServer and RobotClient exchange, and back.
 
-The objects pickled are LeRobot's own classes and the pickle is the one that RobotClient makes, so the bytes are its
-bytes. Both ways of every message stand side by side; reading never unpickles (`unpickling`).
+The pickles are the ones that RobotClient makes of LeRobot's own classes, byte for byte (`pickling`). Both
+ways of every message stand side by side; reading never unpickles (`unpickling`).
 """
 
 from __future__ import annotations
 
-import pickle
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from lerobot.async_inference.helpers import RemotePolicyConfig, TimedObservation
 
 from async_delta_inference.errors import InvalidMessageError, ProtocolError
-from async_delta_inference.transport.grpc.actions import dumps_actions, loads_actions
+from async_delta_inference.transport.grpc.actions import loads_actions
 from async_delta_inference.transport.grpc.arrays import ARRAY_NAMES, read_array, read_number
+from async_delta_inference.transport.grpc.pickling import dumps_actions, dumps_observation, dumps_policy
 from async_delta_inference.transport.grpc.unpickling import Made, Name, PickleReader, refuse_what_cannot_be_read
 from async_delta_inference.transport.messages import ActionChunk, Observation, ObservationFeatures, SessionSpec
 
@@ -77,14 +76,12 @@ class Wanted:
 
 def encode_policy(spec: SessionSpec) -> bytes:
     """The payload of ``SendPolicyInstructions``."""
-    return pickle.dumps(
-        RemotePolicyConfig(
-            spec.policy_type,
-            spec.pretrained_name_or_path,
-            spec.features.to_lerobot(),
-            spec.actions_per_chunk,
-            spec.device,
-        )
+    return dumps_policy(
+        spec.policy_type,
+        spec.pretrained_name_or_path,
+        spec.features.to_lerobot(),
+        spec.actions_per_chunk,
+        spec.device,
     )
 
 
@@ -166,14 +163,8 @@ def raw_observation(observation: Observation, features: ObservationFeatures) -> 
 
 def encode_observation(observation: Observation, features: ObservationFeatures) -> bytes:
     """The payload of ``SendObservations``: a copy, nothing of the caller's is retained."""
-    return pickle.dumps(
-        TimedObservation(
-            timestamp=observation.timestamp_s,
-            timestep=observation.timestep,
-            observation=raw_observation(observation, features),
-            must_go=observation.must_go,
-        )
-    )
+    raw = raw_observation(observation, features)
+    return dumps_observation(observation.timestamp_s, observation.timestep, raw, observation.must_go)
 
 
 def longest_observation(features: ObservationFeatures) -> int:

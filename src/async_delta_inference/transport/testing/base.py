@@ -10,6 +10,7 @@ import pytest
 
 from async_delta_inference.transport.client import Transport
 from async_delta_inference.transport.deadlines import TransportOptions
+from async_delta_inference.transport.link_options import LinkOptions
 from async_delta_inference.transport.registry import connect
 from async_delta_inference.transport.testing.messages import CONTRACT_POLICY
 from async_delta_inference.transport.testing.peer import ServedPeer
@@ -30,6 +31,9 @@ class ContractBase:
     scheme: ClassVar[str]
     """The URI scheme; a test fails if a registered scheme has no subclass."""
 
+    link: ClassVar[LinkOptions] = LinkOptions()
+    """What the server is told of its link: the dialect that it is to speak, where the scheme has several."""
+
     absent_uri: ClassVar[str]
     """A well-formed URI at which nobody listens."""
 
@@ -49,7 +53,7 @@ class ContractBase:
     @pytest.fixture
     def peer(self) -> Iterator[ServedPeer]:
         """A server with a scripted policy, killed afterwards."""
-        with ServedPeer(self.scheme) as peer:
+        with ServedPeer(self.scheme, link=self.link) as peer:
             yield peer
 
     @pytest.fixture

@@ -12,6 +12,7 @@ from typing import Any, Self
 
 from async_delta_inference.errors import TransportError
 from async_delta_inference.transport.deadlines import TransportOptions
+from async_delta_inference.transport.link_options import LinkOptions
 from async_delta_inference.transport.messages import SessionSpec
 from async_delta_inference.transport.policy import Policy, PolicyFunction, PolicyNeeds
 from async_delta_inference.transport.registry import backend, open_transport
@@ -35,6 +36,7 @@ class ServedPeer:
         address: Where to listen; one that nobody uses by default.
         make_policy: Called where the policy lives; a name that another process can import.
         preload: Modules that the policy needs and that take long to load.
+        link: What the server is told of its link.
         options: More of `serve`'s, such as ``max_batch``.
     """
 
@@ -45,11 +47,12 @@ class ServedPeer:
         *,
         make_policy: MakePolicy = ScriptedPolicy,
         preload: tuple[str, ...] = (),
+        link: LinkOptions | None = None,
         **options: float,
     ) -> None:
         address = address or backend(scheme).listener.unused_address()
         uri = f"{scheme}://{address}"
-        self._remote = Remote(scheme, _make_server, uri, make_policy, options, preload=preload)
+        self._remote = Remote(scheme, _make_server, uri, make_policy, link, options, preload=preload)
         self.uri: str = self._remote.ask("uri")
 
     @property
@@ -138,9 +141,9 @@ class ServedPeer:
         self.close()
 
 
-def _make_server(uri: str, make_policy: MakePolicy, options: dict[str, Any]) -> Commands:
+def _make_server(uri: str, make_policy: MakePolicy, link: LinkOptions | None, options: dict[str, Any]) -> Commands:
     policy = make_policy()
-    server = serve(policy, uri, **options)
+    server = serve(policy, uri, link=link, **options)
     release = getattr(policy, "release", lambda: None)
 
     def close() -> None:

@@ -89,7 +89,7 @@ class PolicyCases(ContractBase):
 
     def test_plain_function_is_served(self) -> None:
         with (
-            ServedPeer(self.scheme, make_policy=_make_function) as peer,
+            ServedPeer(self.scheme, link=self.link, make_policy=_make_function) as peer,
             connect(peer.uri, CONTRACT_POLICY, IMPATIENT) as transport,
         ):
             for timestep in range(5):

@@ -138,7 +138,7 @@ class SessionCases(ContractBase):
     @pytest.mark.parametrize("leaves", LEAVING)
     def test_session_too_many_is_refused_until_one_leaves(self, leaves: str) -> None:
         with (
-            ServedPeer(self.scheme, max_sessions=2) as peer,
+            ServedPeer(self.scheme, link=self.link, max_sessions=2) as peer,
             connect(peer.uri, CONTRACT_POLICY, IMPATIENT) as first,
             ContractClient(peer.uri, number=1) as second,
         ):
@@ -158,7 +158,7 @@ class SessionCases(ContractBase):
     # Batches.
 
     def test_batch_holds_one_request_of_each_session(self) -> None:
-        with ServedPeer(self.scheme, max_batch=4) as peer, _connected(peer, 5) as transports:
+        with ServedPeer(self.scheme, link=self.link, max_batch=4) as peer, _connected(peer, 5) as transports:
             _hold_with_all_waiting(peer, transports)
             peer.release()
             expect_answer(transports[0].receive_actions(WAIT_S), 0)
@@ -167,7 +167,7 @@ class SessionCases(ContractBase):
             assert peer.batches() == [[(0, 0)], [(1, 2), (2, 2), (3, 2), (4, 2)], [(0, 2)]]
 
     def test_request_of_a_batch_that_fails_spoils_no_other(self) -> None:
-        with ServedPeer(self.scheme, max_batch=4) as peer, _connected(peer, 4) as transports:
+        with ServedPeer(self.scheme, link=self.link, max_batch=4) as peer, _connected(peer, 4) as transports:
             _hold_with_all_waiting(peer, transports)
             peer.fail_next("not this one", client=2)
             peer.misbehave_next("wide", client=3)
@@ -185,7 +185,7 @@ class SessionCases(ContractBase):
     @pytest.mark.parametrize("leaves", LEAVING)
     def test_session_that_leaves_in_mid_batch_spoils_no_other(self, leaves: str) -> None:
         with (
-            ServedPeer(self.scheme, max_batch=4) as peer,
+            ServedPeer(self.scheme, link=self.link, max_batch=4) as peer,
             _connected(peer, 3) as transports,
             ContractClient(peer.uri, number=3) as leaver,
         ):

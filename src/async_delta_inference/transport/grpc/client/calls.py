@@ -17,51 +17,34 @@ from async_delta_inference.errors import (
     TransportError,
     TransportTimeout,
 )
-from async_delta_inference.transport.addresses import is_loopback
 from async_delta_inference.transport.deadlines import TransportOptions
 from async_delta_inference.transport.grpc import extras, lerobot_service
+from async_delta_inference.transport.grpc.client.link import Line
 
 __all__ = ["CALL_ERRORS", "PolicyServerCalls", "map_call_error"]
 
 CALL_ERRORS = (grpc.RpcError, ValueError)
 """What a call may raise; the second is gRPC's word for one on a closed channel."""
 
-MAX_REPLY_BYTES = 256 * 1024 * 1024
-"""A chunk that PolicyServer pickles grows with the square of its length: gRPC's default of 4 MB holds 350 rows of 7."""
-
 _GOODBYE_TIMEOUT_S = 1.0
 
 
 class PolicyServerCalls:
-    """A channel to one server.
+    """LeRobot's calls to one server.
 
     Args:
-        address: ``host:port``, or ``unix:/path``.
+        line: To it.
         options: Deadlines.
         on_disconnect: See `watch`.
     """
 
-    def __init__(self, address: str, options: TransportOptions, on_disconnect: Callable[[], None]) -> None:
-        self.address = address
+    def __init__(self, line: Line, options: TransportOptions, on_disconnect: Callable[[], None]) -> None:
+        self.address = line.address
         self._options = options
         self._on_disconnect = on_disconnect
         self._watched = self._connected = False
-        self._session = (extras.SESSION, token_hex(16))
-        self._channel = grpc.insecure_channel(
-            address,
-            [
-                ("grpc.max_receive_message_length", MAX_REPLY_BYTES),
-                # Reconnecting means setting up the policy again, so it is ours to do: no silent retries.
-                ("grpc.enable_retries", 0),
-                ("grpc.initial_reconnect_backoff_ms", 100),
-                ("grpc.min_reconnect_backoff_ms", 100),
-                ("grpc.max_reconnect_backoff_ms", 1000),
-                ("grpc.client_idle_timeout_ms", 2**31 - 1),
-                ("grpc.use_local_subchannel_pool", 1),
-                # An http_proxy of the environment's would be asked to connect to itself.
-                ("grpc.enable_http_proxy", int(not is_loopback(address))),
-            ],
-        )
+        self._metadata = [(extras.SESSION, token_hex(16)), *line.metadata]
+        self._channel = line.channel
         self._ready = self._call("Ready", lerobot_service.Empty)
         self._set_up = self._call("SendPolicyInstructions", lerobot_service.Empty)
         self._get = self._call("GetActions", lerobot_service.Actions)
@@ -78,7 +61,7 @@ class PolicyServerCalls:
         Raises:
             grpc.RpcError: See `map_call_error`.
         """
-        self._ready(lerobot_service.Empty(), timeout=timeout_s, wait_for_ready=True, metadata=[self._session])
+        self._ready(lerobot_service.Empty(), timeout=timeout_s, wait_for_ready=True, metadata=self._metadata)
 
     def set_up_policy(self, data: bytes, action_dim: int) -> str | None:
         """``SendPolicyInstructions``: returns when the policy is loaded.
@@ -92,7 +75,7 @@ class PolicyServerCalls:
         _, call = self._set_up.with_call(
             lerobot_service.PolicySetup(data=data),
             timeout=self._options.setup_timeout_s,
-            metadata=[self._session, (extras.ACTION_DIM, str(action_dim))],
+            metadata=[*self._metadata, (extras.ACTION_DIM, str(action_dim))],
         )
         return extras.read_text(call.trailing_metadata(), extras.SERVES)
 
@@ -103,7 +86,7 @@ class PolicyServerCalls:
             grpc.RpcError: See `map_call_error`.
         """
         chunks = lerobot_service.in_pieces(data)
-        metadata = [self._session, (extras.EPISODE, str(episode))]
+        metadata = [*self._metadata, (extras.EPISODE, str(episode))]
         self._send(chunks, timeout=self._options.inference_timeout_s, metadata=metadata)
 
     def get_actions(self) -> tuple[bytes, int | None]:
@@ -117,7 +100,7 @@ class PolicyServerCalls:
             grpc.RpcError: See `map_call_error`.
         """
         timeout_s = self._options.inference_timeout_s + extras.PATIENCE_S
-        reply, call = self._get.with_call(lerobot_service.Empty(), timeout=timeout_s, metadata=[self._session])
+        reply, call = self._get.with_call(lerobot_service.Empty(), timeout=timeout_s, metadata=self._metadata)
         return bytes(reply.data), extras.read_count(call.trailing_metadata(), extras.TIMESTEP)
 
     def say_goodbye(self) -> None:
@@ -126,7 +109,7 @@ class PolicyServerCalls:
         Raises:
             grpc.RpcError: It is not there any more.
         """
-        self._ready(lerobot_service.Empty(), timeout=_GOODBYE_TIMEOUT_S, metadata=[self._session])
+        self._ready(lerobot_service.Empty(), timeout=_GOODBYE_TIMEOUT_S, metadata=self._metadata)
 
     def watch(self) -> None:
         """Call ``on_disconnect`` from a thread of gRPC's, which polls, whenever the connection is lost. Idempotent.
@@ -138,10 +121,9 @@ class PolicyServerCalls:
             self._channel.subscribe(self._on_connectivity)
 
     def close(self) -> None:
-        """Cancel what is under way and close the channel."""
+        """Watch no longer."""
         if self._watched:
             self._channel.unsubscribe(self._on_connectivity)
-        self._channel.close()
 
     def _on_connectivity(self, state: grpc.ChannelConnectivity) -> None:
         if state is grpc.ChannelConnectivity.READY:
@@ -180,6 +162,8 @@ def map_call_error(
         return TransportClosed(f"the call to {address} was cancelled")
     if code is grpc.StatusCode.UNIMPLEMENTED:
         return ProtocolError(f"the server at {address} is not a PolicyServer: {details}")
+    if code is grpc.StatusCode.UNAUTHENTICATED:
+        return SetupRefusedError(f"the policy server at {address} refused this client: {details}")
     if code is grpc.StatusCode.UNKNOWN and details.startswith(extras.APPLICATION_ERROR):
         reason = details.removeprefix(extras.APPLICATION_ERROR)
         if during == "setup":
