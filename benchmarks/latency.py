@@ -28,7 +28,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 from harness.floor import compile_floor
 from harness.payloads import Payload, parse_payload
 from harness.plan import ClientStep, Plan, full_plan, payload_plan, quick_plan
-from harness.servers import ServerProcess, build_act, preload
+from harness.servers import LIGHT_KINDS, ServerProcess, build_act, preload
 from harness.statistics import Series, row_of
 from rich.console import Console
 
@@ -66,9 +66,9 @@ class Run:
         from harness.machine import describe_machine
         from harness.stage_figures import recorder_cost
 
-        if set(self._plan.kinds) - {"shm"}:
+        if set(self._plan.kinds) - set(LIGHT_KINDS):
             preload()
-            import async_delta_inference.transport.grpc  # noqa: F401 - loads torch: not while something is measured
+            import async_delta_inference.transport.grpc  # noqa: F401 - not while something is measured
 
         environment: dict[str, Any] = {"run": self._plan.name, **describe_machine(), "stage_recorder": recorder_cost()}
         with ExitStack() as stack:

@@ -75,6 +75,7 @@ def _to_floor(mode: str, payload: str, limit: float, cores: str = "any") -> Limi
 
 
 _SHM_LIBERO = _to_floor("copy", "libero", 0).row
+_NATIVE_LIBERO = _SHM_LIBERO | {"transport": "grpc-native"}
 _CLIENT_ACT = {
     "transport": "shm",
     "mode": "loan",
@@ -101,6 +102,8 @@ LIMITS = (
     Limit("gRPC / shm, LIBERO, p50", _SHM_LIBERO, ("ratios", "grpc_p50_to_this"), 100, at_least=True),
     Limit("gRPC / shm, LIBERO, p99", _SHM_LIBERO, ("ratios", "grpc_p99_to_this"), 50, at_least=True),
     Limit("gRPC / shm, LIBERO, CPU time", _SHM_LIBERO, ("ratios", "grpc_cpu_to_this"), 100, at_least=True),
+    Limit("LeRobot's gRPC / our own, LIBERO, p50", _NATIVE_LIBERO, ("ratios", "grpc_p50_to_this"), 3.5, at_least=True),
+    Limit("our own gRPC / an echo of the same bytes, LIBERO, p50", _NATIVE_LIBERO, ("ratios", "p50_to_echo"), 1.5),
     Limit(
         "SimClient, real ACT, LIBERO: gRPC / shm, without the forward pass",
         _CLIENT_ACT,

@@ -8,7 +8,7 @@ from harness.payloads import PAYLOADS, WIDE_CHUNK, Payload
 
 __all__ = ["ClientStep", "Plan", "TransportStep", "full_plan", "payload_plan", "quick_plan"]
 
-_ALL_KINDS = ("grpc", "grpc-wire", "grpc-unix", "grpc-ours", "shm", "shm-host")
+_ALL_KINDS = ("grpc", "grpc-wire", "grpc-unix", "grpc-ours", "grpc-native", "grpc-echo", "shm", "shm-host")
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def quick_plan() -> Plan:
         "quick",
         (
             TransportStep(PAYLOADS["state"], ("shm",), 1000, 0),
-            TransportStep(libero, ("grpc", "shm"), 500, 20),
+            TransportStep(libero, ("grpc", "grpc-native", "grpc-echo", "shm"), 500, 20),
             TransportStep(PAYLOADS["3x480x640"], ("shm",), 200, 0),
             TransportStep(PAYLOADS["4x1080x1920"], ("shm",), 100, 0),
         ),

@@ -15,7 +15,12 @@ __all__ = ["findings_table", "markdown", "print_results"]
 Results = dict[str, Any]
 _COLUMNS = ("transport", "mode", "payload", "policy", "pacing", "level", "cores", "n")
 _FIGURES = ("p50_us", "p90_us", "p99_us", "p999_us", "max_us", "cpu_us")
-_RATIOS = {"p50_to_floor": "x floor", "grpc_p50_to_this": "gRPC/this p50", "grpc_p99_to_this": "p99"}
+_RATIOS = {
+    "p50_to_floor": "x floor",
+    "p50_to_echo": "x echo",
+    "grpc_p50_to_this": "gRPC/this p50",
+    "grpc_p99_to_this": "p99",
+}
 
 
 def print_results(results: Results, console: Console) -> None:

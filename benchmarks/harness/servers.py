@@ -22,9 +22,11 @@ from async_delta_inference.errors import AsyncDeltaError
 from async_delta_inference.transport import SessionSpec, serve
 from harness.null_policy import NullPolicy
 
-__all__ = ["KINDS", "ServerProcess", "build_act", "preload"]
+__all__ = ["KINDS", "LIGHT_KINDS", "ServerProcess", "build_act", "preload"]
 
 START_TIMEOUT_S = 180.0
+LIGHT_KINDS = ("shm", "grpc-native", "grpc-echo")
+"""Of `KINDS`, those that need no lerobot."""
 _END_TIMEOUT_S = 20.0
 
 # Python 3.12 does not hand sys.path to the process that servers are forked from, and a preload that fails is silent.
@@ -65,7 +67,7 @@ class ServerProcess:
         self.kind = kind
         self._folder = tempfile.TemporaryDirectory(prefix="adi-bench-")
         # The transport alone runs without lerobot's half gigabyte around it.
-        context = multiprocessing.get_context("spawn") if kind == "shm" else _context
+        context = multiprocessing.get_context("spawn") if kind in LIGHT_KINDS else _context
         self._connection, child = context.Pipe()
         arguments = (child, kind, self._folder.name, slots)
         self._process: BaseProcess = context.Process(target=_main, args=arguments, daemon=True)
@@ -229,6 +231,20 @@ def _serve_shm(folder: str) -> _Served:
     return server.uris[0], server
 
 
+def _serve_grpc_native(folder: str) -> _Served:
+    """Our own protocol over loopback, with the same policy."""
+    server = serve(NullPolicy(), "grpc://127.0.0.1:0")
+    return server.uris[0], server
+
+
+def _serve_grpc_echo(folder: str) -> _Served:
+    """No transport of ours: see `harness.grpc_echo`."""
+    from harness.grpc_echo import EchoServer
+
+    server = EchoServer()
+    return server.uri, server
+
+
 def _serve_shm_with(slots: tuple[int, int]) -> _Served:
     """As `_serve_shm`, with rings whose depth no flag of the product sets."""
     from async_delta_inference.transport import Server, SessionHost
@@ -255,6 +271,8 @@ def _shm_uri() -> str:
 KINDS: dict[str, Callable[[str], _Served]] = {
     "grpc": _serve_grpc,
     "grpc-default": _serve_grpc_default,
+    "grpc-echo": _serve_grpc_echo,
+    "grpc-native": _serve_grpc_native,
     "grpc-ours": _serve_grpc_ours,
     "grpc-unix": _serve_grpc_unix,
     "grpc-wire": _serve_grpc_wire,

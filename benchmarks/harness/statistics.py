@@ -133,6 +133,8 @@ def _ratios(series: Series, others: list[Series]) -> dict[str, Ratio]:
     ratios: dict[str, Ratio] = {}
     if (floor := peers.get("floor")) and floor is not series:
         ratios["p50_to_floor"] = median_ratio(series.round_percentiles(50), floor.round_percentiles(50))
+    if (echo := peers.get("grpc-echo")) and echo is not series:
+        ratios["p50_to_echo"] = median_ratio(series.round_percentiles(50), echo.round_percentiles(50))
     if (grpc := peers.get("grpc")) and grpc is not series:
         ratios["grpc_p50_to_this"] = median_ratio(grpc.round_percentiles(50), series.round_percentiles(50))
         ratios["grpc_p99_to_this"] = median_ratio(grpc.round_percentiles(99), series.round_percentiles(99))

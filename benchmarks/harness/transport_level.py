@@ -10,6 +10,7 @@ from pathlib import Path
 from async_delta_inference.transport import connect
 from harness.exchanges import CopyExchange, Exchange, LoanExchange
 from harness.floor import Floor
+from harness.grpc_echo import EchoExchange
 from harness.pacing import run_paced, run_tight
 from harness.payloads import Payload
 from harness.placement import PLACEMENTS, placed, processors_of
@@ -91,6 +92,11 @@ def _exchanges(
         exchanges: list[Exchange] = []
         for kind in kinds:
             server = servers[kind]
+            if kind == "grpc-echo":
+                echo = EchoExchange(server.uri, payload, server.pid)
+                stack.callback(echo.close)
+                exchanges.append(echo)
+                continue
             transport = stack.enter_context(connect(server.uri, payload.spec()))
             numbers = count()
             for make, mode in ((CopyExchange, "copy"), (LoanExchange, "loan")):

@@ -173,7 +173,7 @@ def test_variable_that_cannot_work_is_refused(
         ("lerobot", "grpc", "extra 'lerobot'"),
         ("lerobot", "shm", "extra 'lerobot'"),
         ("torch", "shm", "extra 'lerobot'"),
-        ("grpc", "grpc", "extra 'lerobot'"),
+        ("grpc", "grpc", "extra 'grpc'"),
         ("grpc", "shm", "lerobot[async]"),  # LeRobot's own words
     ],
 )

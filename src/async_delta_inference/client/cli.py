@@ -87,7 +87,8 @@ def _evaluate(config: SimClientConfig) -> int:
         finally:
             if client.result.episodes:
                 console.print(result_table(client.result))
-                console.print(f"evaluated {client.result.policy}", markup=False, soft_wrap=True)
+                over = f", over {client.result.spoken}" if client.result.spoken else ""
+                console.print(f"evaluated {client.result.policy}{over}", markup=False, soft_wrap=True)
                 written = client.output_dir / EVAL_INFO_NAME
                 if written not in client.unwritten:
                     console.print(f"wrote {written}", markup=False, soft_wrap=True)

@@ -196,7 +196,8 @@ class SimClient:
         """
         if self._transport is None or self._source is None:
             raise ConfigError("call start() before control_loop()")
-        self.result = EvaluationResult(fps=self.fps, policy=self._policy_in_words())
+        spoken = self._transport.spoken
+        self.result = EvaluationResult(fps=self.fps, policy=self._policy_in_words(), spoken=spoken)
         self._started_s = time.perf_counter()
         self._looping = True
         try:

@@ -115,6 +115,11 @@ class Transport(ABC):
         return self._description
 
     @property
+    def spoken(self) -> str:
+        """How messages travel, in words, once connected, where a backend has a choice that results may depend on."""
+        return ""
+
+    @property
     def n_obs_steps(self) -> int:
         """How many successive observations the policy looks at, once connected; one more than a history must have."""
         return self._n_obs_steps

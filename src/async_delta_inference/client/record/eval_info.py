@@ -52,6 +52,7 @@ def eval_info(result: EvaluationResult, video_of: VideoOf = _no_video) -> dict[s
     overall["eval_ep_s"] = result.eval_s / max(1, len(result.episodes))
     overall["async"] = async_figures(result.episodes) | {
         "policy": result.policy,
+        "spoken": result.spoken or None,
         # Counted apart: their simulators failed, and nothing is known of the policy.
         "given_up": [
             {"task_group": spec.task_group, "task_id": spec.task_id, "episode": spec.episode, "why": failures[-1]}

@@ -160,6 +160,8 @@ class EvaluationResult:
         policy: What was evaluated, as the server says of itself.
         given_up: Episodes that have no result.
         inference_delay_steps: In the simulated clock, the delays used; empty in the realtime clock.
+        spoken: How observations travelled, in words, where the transport has a choice: the dialect, and how frames were
+            encoded where that changed them.
     """
 
     episodes: list[EpisodeResult] = field(default_factory=list)
@@ -168,6 +170,7 @@ class EvaluationResult:
     policy: str = ""
     inference_delay_steps: tuple[int, ...] = ()
     given_up: list[GivenUp] = field(default_factory=list)
+    spoken: str = ""
 
     @property
     def success_rate(self) -> float:

@@ -5,6 +5,7 @@ Sizes are checked before memory is touched: what a peer may send follows from wh
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -34,12 +35,15 @@ __all__ = [
     "encode_reply",
     "goodbye",
     "goodbye_of",
+    "join_observation",
+    "new_observation",
     "new_client_message",
     "ready",
     "read_hello",
     "read_ready",
     "read_reply",
     "refused",
+    "split_observation",
     "step_bytes",
 ]
 
@@ -118,6 +122,7 @@ MESSAGES: dict[str, Fields] = {
 
 _classes = make_messages(PACKAGE, MESSAGES)
 _ClientMessage, _ServerMessage = _classes["ClientMessage"], _classes["ServerMessage"]
+_Observation = _classes["Observation"]
 
 SESSION_BYTES = 16
 MAX_CAMERAS = 64
@@ -397,6 +402,65 @@ def decode_server(data: bytes) -> Any:
         ProtocolError: It is none.
     """
     return _decode(_ServerMessage, data, "the server")
+
+
+# An observation is most of what is ever sent: its arrays are written behind the rest of their message, and read where
+# they lie, instead of being copied into protobuf's message and out of it on either side.
+
+_OBSERVATION_TAG = bytes([MESSAGES["ClientMessage"]["observation"][0] << 3 | 2])
+_ARRAYS_TAG = bytes([MESSAGES["Observation"]["arrays"][0] << 3 | 2])
+
+
+def join_observation(fields: Any, arrays: Sequence[Any], array_bytes: int) -> bytes:
+    """The client's message of an observation, as protobuf would write it.
+
+    Args:
+        fields: The observation without its arrays.
+        arrays: Bytes-like objects, contiguous.
+        array_bytes: Of all of them.
+    """
+    head: bytes = fields.SerializeToString()
+    tail = _ARRAYS_TAG + _varint(array_bytes)
+    return b"".join([_OBSERVATION_TAG, _varint(len(head) + len(tail) + array_bytes), head, tail, *arrays])
+
+
+def split_observation(data: bytes, array_bytes: int) -> tuple[Any, memoryview] | None:
+    """A message of the client's that `join_observation` gave: its fields, and its arrays as a view.
+
+    Returns:
+        None: it is another one, or has another form.
+    """
+    tail = _ARRAYS_TAG + _varint(array_bytes)
+    start = len(data) - array_bytes
+    head_end = start - len(tail)
+    if head_end < 2 or data[:1] != _OBSERVATION_TAG or data[head_end:start] != tail:
+        return None
+    for head_start in range(2, min(head_end, _LONGEST_VARINT + 1) + 1):
+        if data[1:head_start] == _varint(len(data) - head_start):
+            break
+    else:
+        return None
+    try:
+        return _Observation.FromString(data[head_start:head_end]), memoryview(data)[start:]
+    except DecodeError:
+        return None
+
+
+_LONGEST_VARINT = 10
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def new_observation() -> Any:
+    """An empty observation."""
+    return _Observation()
 
 
 def goodbye() -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,63 +20,55 @@ PIECE_BYTES = 1 << 20
 
 @dataclass(slots=True, eq=False)
 class Packed:
-    """An observation on its way: its scalars and a copy of its arrays.
+    """An observation on its way.
 
     Args:
-        timestep: See `Observation`.
-        episode: The same.
-        timestamp_s: The same.
-        must_go: The same.
-        task: The same.
-        arrays: States, then images.
-        image_bytes: Of every image, where they are encoded.
-        number: Of the observations that were sent; given when it is.
+        number: Of those that were sent.
+        timestep: Its own.
+        must_go: Whether it must be answered.
+        messages: What is sent.
     """
 
+    number: int
     timestep: int
-    episode: int
-    timestamp_s: float
     must_go: bool
-    task: str
-    arrays: bytes
-    image_bytes: tuple[int, ...] = ()
-    number: int = 0
+    messages: list[bytes]
 
     @classmethod
-    def of(cls, observation: Observation, features: ObservationFeatures, image_encoding: str) -> Packed:
+    def of(
+        cls,
+        observation: Observation,
+        features: ObservationFeatures,
+        image_encoding: str,
+        number: int,
+        must_go: bool,
+    ) -> Packed:
         """A copy: nothing of the caller's is retained."""
+        fields = native.new_observation()
+        fields.number, fields.timestep, fields.episode = number, observation.timestep, observation.episode
+        fields.timestamp_s, fields.must_go, fields.task = observation.timestamp_s, must_go, observation.task
         steps = observation.steps()
-        images = [step.images[name] for step in steps for name, _ in features.image_shapes]
-        states: list[Any] = [step.state.tobytes() for step in steps]
-        parts: list[Any] = [np.ascontiguousarray(image) for image in images]
-        sizes: tuple[int, ...] = ()
+        states: list[Any] = [step.state for step in steps]
+        images: list[Any] = [step.images[name] for step in steps for name, _ in features.image_shapes]
         if image_encoding != "raw":
-            parts = [image_codecs.encode(image, image_encoding) for image in images]
-            sizes = tuple(len(part) for part in parts)
-        return cls(
-            observation.timestep,
-            observation.episode,
-            observation.timestamp_s,
-            observation.must_go,
-            observation.task,
-            b"".join([*states, *parts]),
-            sizes,
-        )
+            images = [image_codecs.encode(image, image_encoding) for image in images]
+            fields.image_bytes.extend(map(len, images))
+        arrays = [np.ascontiguousarray(array) if isinstance(array, np.ndarray) else array for array in states + images]
+        fields.array_bytes = sum(memoryview(array).nbytes for array in arrays)
+        return cls(number, observation.timestep, must_go, _messages(fields, arrays))
 
-    def messages(self) -> Iterator[bytes]:
-        """What is sent."""
+
+def _messages(fields: Any, arrays: list[Any]) -> list[bytes]:
+    size = fields.array_bytes
+    if size <= PIECE_BYTES:
+        return [native.join_observation(fields, arrays, size)]
+    whole = memoryview(b"".join(arrays))
+    messages = [native.join_observation(fields, [whole[:PIECE_BYTES]], PIECE_BYTES)]
+    for start in range(PIECE_BYTES, size, PIECE_BYTES):
         message = native.new_client_message()
-        fields = message.observation
-        fields.number, fields.timestep, fields.episode = self.number, self.timestep, self.episode
-        fields.timestamp_s, fields.must_go, fields.task = self.timestamp_s, self.must_go, self.task
-        fields.image_bytes.extend(self.image_bytes)
-        fields.array_bytes = len(self.arrays)
-        fields.arrays = self.arrays if len(self.arrays) <= PIECE_BYTES else self.arrays[:PIECE_BYTES]
-        yield message.SerializeToString()
-        for start in range(PIECE_BYTES, len(self.arrays), PIECE_BYTES):
-            message = native.new_client_message()
-            message.more = self.arrays[start : start + PIECE_BYTES]
-            yield message.SerializeToString()
+        message.more = bytes(whole[start : start + PIECE_BYTES])
+        messages.append(message.SerializeToString())
+    return messages
 
 
 class Assembly:
@@ -99,6 +90,22 @@ class Assembly:
         self._fields: Any = None
         self._parts: list[bytes] = []
         self._missing = 0
+
+    def add_whole(self, data: bytes) -> tuple[int, Observation] | None:
+        """A message of the client's, if it is an observation in one piece, of raw images: the short way.
+
+        Raises:
+            ProtocolError: It is not what was agreed.
+        """
+        if self._encoding != "raw" or self._fields is not None:
+            return None
+        split = native.split_observation(data, self._raw_bytes)
+        if split is None:
+            return None
+        fields, arrays = split
+        self._begin(fields)
+        self._fields = None
+        return fields.number, self._observation(fields, arrays)
 
     def add(self, message: Any) -> tuple[int, Observation] | None:
         """A message of the client's, as `native.decode_client` gives it.
@@ -144,8 +151,9 @@ class Assembly:
             )
         self._fields, self._missing = fields, expected
 
-    def _observation(self, fields: Any, arrays: bytes) -> Observation:
-        states = np.frombuffer(arrays, np.float32, self._n_obs_steps * self._features.state_dim)
+    def _observation(self, fields: Any, arrays: bytes | memoryview) -> Observation:
+        # A copy: it may lie at any address.
+        states = np.frombuffer(arrays[: self._states_bytes], np.float32).copy()
         names = [name for name, _ in self._features.image_shapes]
         images = self._images(fields, arrays)
         *history, newest = (
@@ -169,7 +177,7 @@ class Assembly:
             raise ProtocolError(f"the client sent an observation that does not fit: {exc}") from exc
         return observation
 
-    def _images(self, fields: Any, arrays: bytes) -> list[NDArray[np.uint8]]:
+    def _images(self, fields: Any, arrays: bytes | memoryview) -> list[NDArray[np.uint8]]:
         offset = self._states_bytes
         images: list[NDArray[np.uint8]] = []
         for number, shape in enumerate(self._shapes):
@@ -179,6 +187,6 @@ class Assembly:
                 images.append(np.frombuffer(arrays, np.uint8, size, offset).reshape(shape))
             else:
                 size = fields.image_bytes[number]
-                images.append(image_codecs.decode(arrays[offset : offset + size], self._encoding, shape))
+                images.append(image_codecs.decode(bytes(arrays[offset : offset + size]), self._encoding, shape))
             offset += size
         return images

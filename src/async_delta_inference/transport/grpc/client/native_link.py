@@ -88,7 +88,7 @@ class NativeLink(Link):
         self._waiting: Packed | None = None
         self._unanswered: Packed | None = None
         """The newest that was sent and not answered."""
-        self._sent = 0
+        self._numbered = 0
         self._received = 0
         self._replies: deque[Reply] = deque()
         self._over: PeerGoneError | ProtocolError | None = None
@@ -113,14 +113,19 @@ class NativeLink(Link):
     def send(self, observation: Observation) -> None:
         """See `Link`."""
         assert self._spec is not None
-        packed = Packed.of(observation, self._spec.features, self._encoding)
+        with self._condition:
+            if self._over is not None:
+                raise self._over
+            self._numbered += 1
+            number = self._numbered
+            # Of one that it replaces; it may be taken meanwhile, and then this one is answered once too often.
+            must_go = observation.must_go or (self._waiting is not None and self._waiting.must_go)
+        packed = Packed.of(observation, self._spec.features, self._encoding, number, must_go)
         if stages.recorder is not None:
             stages.recorder.mark(stages.ENCODE, observation.timestep)
         with self._condition:
             if self._over is not None:
                 raise self._over
-            if self._waiting is not None:
-                packed.must_go |= self._waiting.must_go
             self._waiting = packed
             self._condition.notify_all()
 
@@ -246,7 +251,7 @@ class NativeLink(Link):
         """What the stream sends, in gRPC's thread, whenever there is room for it."""
         yield stream.hello
         while (packed := self._next_outgoing(stream)) is not None:
-            yield from packed.messages()
+            yield from packed.messages
         if stream.is_ending:
             yield native.goodbye()
 
@@ -259,8 +264,6 @@ class NativeLink(Link):
                 return None
             packed, self._waiting = self._waiting, None
             assert packed is not None
-            self._sent += 1
-            packed.number = self._sent
             self._unanswered = packed
         return packed
 
@@ -325,7 +328,6 @@ class NativeLink(Link):
                 self._waiting = self._unanswered
             if not ready.resumed:
                 self._unanswered = None
-                self._sent = 0
             stream.ready = ready
             self._is_lost = False
             self._condition.notify_all()

@@ -40,9 +40,10 @@ class GrpcTransport(Transport):
         return "" if self._link is None else self._link.dialect
 
     @property
-    def image_encoding(self) -> str:
-        """How frames travel, once connected: raw, png or jpeg."""
-        return self.options.link.grpc.image_encoding
+    def spoken(self) -> str:
+        """See `Transport`: the dialect, and frames that are not what was seen."""
+        encoding = self.options.link.grpc.image_encoding
+        return f"grpc, {self.dialect}" + (f", images as {encoding}" if encoding != "raw" else "")
 
     def _connect(self, spec: SessionSpec) -> str:
         wanted = self.options.link.grpc.dialect
@@ -58,7 +59,7 @@ class GrpcTransport(Transport):
             self._link = LeRobotLink(self._line, self._owner)
             description = self._link.connect(spec)
         self._n_obs_steps = self._link.n_obs_steps
-        logger.info("speaking %s with %s", self.dialect, self.address)
+        logger.info("speaking %s with %s", self.spoken, self.address)
         return description
 
     def _send(self, observation: Observation) -> None:

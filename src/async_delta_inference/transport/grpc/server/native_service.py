@@ -148,11 +148,9 @@ class NativeService:
         try:
             with suppress(grpc.RpcError):  # The stream broke: whoever watches it knows.
                 for data in requests:
-                    message = native.decode_client(data)
-                    if message.HasField("goodbye"):
+                    if not session.add(data, context):
                         self._leave(session, "its client said goodbye")
                         return
-                    session.add(message, context)
         except ProtocolError as exc:
             logger.warning("ended the session of %s: %s", session.label, str(exc))
             session.is_at_fault = True

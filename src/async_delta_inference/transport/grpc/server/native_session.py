@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Any
 
 import grpc
 
@@ -91,18 +90,24 @@ class NativeSession(MailboxSession):
 
     # What the stream brings and takes.
 
-    def add(self, message: Any, context: grpc.ServicerContext) -> None:
-        """A message of the client's, as `native.decode_client` gives it.
+    def add(self, data: bytes, context: grpc.ServicerContext) -> bool:
+        """A message of the client's; False when it says goodbye.
 
         Raises:
             ProtocolError: It is not what was agreed.
         """
         if not self.is_carried_by(context):
-            return
-        whole = self._assembly.add(message)
+            return True
+        whole = self._assembly.add_whole(data)
+        if whole is None:
+            message = native.decode_client(data)
+            if message.HasField("goodbye"):
+                return False
+            whole = self._assembly.add(message)
         if whole is not None:
             self.received, observation = whole
             self.post(observation)
+        return True
 
     def next_message(self, context: grpc.ServicerContext) -> bytes | None:
         """The next message for the client, for which this waits; None when this stream is not the session's any more.
