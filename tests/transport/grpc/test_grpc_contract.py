@@ -9,12 +9,12 @@ from async_delta_inference.transport.testing import TransportContract
 class TestNativeContract(TransportContract):
     scheme = "grpc"
     carries_history = True
+    carries_delay = True
     absent_uri = "grpc://127.0.0.1:1"
 
 
 class TestLeRobotContract(TransportContract):
-    """The client asks for our own dialect first, here as everywhere."""
-
+    # The client asks for our own dialect first, here as everywhere.
     scheme = "grpc"
     link = LinkOptions(GrpcOptions(dialect="lerobot"))
     absent_uri = "grpc://127.0.0.1:1"

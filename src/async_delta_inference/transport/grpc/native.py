@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import msgpack
 import numpy as np
 from google.protobuf.message import DecodeError
 
@@ -68,7 +69,6 @@ MESSAGES: dict[str, Fields] = {
         "filtered": (6, "Filtered"),
     },
     "Camera": {"name": (1, "string"), "height": (2, "uint32"), "width": (3, "uint32"), "channels": (4, "uint32")},
-    "Rename": {"from_name": (1, "string"), "to_name": (2, "string")},
     "Hello": {
         "version": (1, "uint32"),
         "package": (2, "string"),
@@ -83,10 +83,7 @@ MESSAGES: dict[str, Fields] = {
         "pretrained_name_or_path": (11, "string"),
         "device": (12, "string"),
         "image_encoding": (13, "string"),
-        "seed": (14, "int64"),
-        "noise": (15, "string"),
-        "renames": (16, "repeated Rename"),
-        "overrides": (17, "repeated string"),
+        "options": (14, "bytes"),
     },
     "Goodbye": {},
     "Ready": {
@@ -106,6 +103,7 @@ MESSAGES: dict[str, Fields] = {
         "task": (6, "string"),
         "image_bytes": (7, "repeated uint32"),
         "array_bytes": (8, "uint64"),
+        "delay": (9, "uint32"),
         "arrays": (15, "bytes"),
     },
     "Chunk": {
@@ -206,10 +204,7 @@ def encode_hello(hello: Hello) -> bytes:
         fields.actions_per_chunk, fields.action_dim = spec.actions_per_chunk, spec.action_dim
         fields.policy_type, fields.pretrained_name_or_path = spec.policy_type, spec.pretrained_name_or_path
         fields.device, fields.image_encoding = spec.device, hello.image_encoding
-        fields.seed, fields.noise = spec.options.seed, spec.options.noise
-        for from_name, to_name in spec.options.rename_map.items():
-            fields.renames.add(from_name=from_name, to_name=to_name)
-        fields.overrides.extend(spec.options.overrides)
+        fields.options = msgpack.packb(spec.options.to_message())
     except (ValueError, TypeError) as exc:
         raise InvalidMessageError(f"what is asked for does not fit into a handshake: {exc}") from exc
     return _bytes_of(message)
@@ -255,8 +250,10 @@ def _spec_of(fields: Any) -> SessionSpec:
     images = {camera.name: (camera.height, camera.width, camera.channels) for camera in fields.cameras}
     if len(images) != len(fields.cameras):
         raise InvalidMessageError("two cameras have the same name")
-    renames = [(rename.from_name, rename.to_name) for rename in fields.renames]
-    options = PolicyOptions.from_message([fields.seed, fields.noise, renames, list(fields.overrides)])
+    try:
+        options = PolicyOptions.from_message(msgpack.unpackb(fields.options))
+    except (ValueError, msgpack.UnpackException) as exc:
+        raise InvalidMessageError(f"the policy's options cannot be read: {exc}") from exc
     features = ObservationFeatures(tuple(fields.state_names), images)
     policy_type, path, device = texts
     return SessionSpec(policy_type, path, fields.actions_per_chunk, features, fields.action_dim, device, options)

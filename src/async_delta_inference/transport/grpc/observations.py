@@ -47,6 +47,8 @@ class Packed:
         fields = native.new_observation()
         fields.number, fields.timestep, fields.episode = number, observation.timestep, observation.episode
         fields.timestamp_s, fields.must_go, fields.task = observation.timestamp_s, must_go, observation.task
+        if observation.inference_delay is not None:
+            fields.delay = observation.inference_delay + 1
         steps = observation.steps()
         states: list[Any] = [step.state for step in steps]
         images: list[Any] = [step.images[name] for step in steps for name, _ in features.image_shapes]
@@ -169,6 +171,7 @@ class Assembly:
             fields.episode,
             fields.timestamp_s,
             tuple(history),
+            fields.delay - 1 if fields.delay else None,
         )
         observation.make_read_only()
         try:
