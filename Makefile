@@ -22,16 +22,18 @@ $(READY): requirements.txt pyproject.toml scripts/setup.sh
 	./scripts/setup.sh $(VENV)
 	@touch $@
 
-demo: $(READY)  ## evaluate a small policy in LIBERO over an embedded server, with a video
+demo: $(READY)  ## evaluate a small policy in LIBERO over an embedded server, with videos and a report
 	[ -f $(DEMO_POLICY)/config.json ] || $(PYTHON) examples/random_act.py --env.type=libero \
 	    --env.task=libero_object --env.task_ids='[0]' --env.observation_height=128 --env.observation_width=128 \
 	    --image_size=128 --output_dir=$(DEMO_POLICY)
 	$(VENV)/bin/async-delta-eval --env.type=libero --env.task=libero_object --env.task_ids='[0]' \
 	    --env.observation_height=128 --env.observation_width=128 \
 	    --policy_type=act --pretrained_name_or_path=$(DEMO_POLICY) --actions_per_chunk=50 \
-	    --n_episodes=2 --n_videos=1 --debug_visualize_queue_size=true \
+	    --n_episodes=2 --n_videos=2 --debug_visualize_queue_size=true \
 	    --plot_latency=true \
 	    --output_dir=outputs/demo --overwrite=true
+	$(VENV)/bin/async-delta-report outputs/demo
+	@echo "Look at it: file://$(CURDIR)/outputs/demo/report.html"
 
 test: $(READY)  ## run the tests
 	$(VENV)/bin/pytest -n auto --dist loadfile -m 'not slow'
