@@ -17,7 +17,7 @@ from async_delta_inference.transport.testing.peer import ServedPeer
 
 __all__ = ["IMPATIENT", "WAIT_S", "ContractBase", "eventually"]
 
-WAIT_S = 30.0
+WAIT_S = 60.0
 """Bound of everything that should happen at once: generous, for a loaded machine; no test measures speed."""
 
 IMPATIENT = TransportOptions(

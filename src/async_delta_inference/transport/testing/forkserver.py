@@ -70,6 +70,7 @@ class ForkServer:
     def __init__(self, scheme: str, modules: tuple[str, ...]) -> None:
         self._control, theirs = socket.socketpair()
         self._control.settimeout(START_TIMEOUT_S)
+        self._late = 0
         command = f"from {__name__} import main; main({theirs.fileno()}, {scheme!r}, {modules!r})"
         # Whatever this process can import, that one can, too.
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
@@ -87,7 +88,7 @@ class ForkServer:
         ours, theirs = Pipe()
         try:
             socket.send_fds(self._control, [b"f"], [theirs.fileno()])
-            pid = self._control.recv(_PID_BYTES)
+            pid = self._next_pid()
         finally:
             theirs.close()
         if len(pid) < _PID_BYTES:
@@ -96,6 +97,15 @@ class ForkServer:
         ours.send((dict(os.environ), sys.path, os.getcwd()))
         ours.send((target, arguments))
         return process
+
+    def _next_pid(self) -> bytes:
+        """Of the process that was asked for last: those that came too late for a test, and ended since, come first."""
+        self._late += 1
+        while True:
+            pid = self._control.recv(_PID_BYTES)
+            self._late -= 1
+            if not self._late or not pid:
+                return pid
 
     def _stop(self) -> None:
         self._control.close()
