@@ -15,14 +15,12 @@ from async_delta_inference.errors import ConfigError, MissingExtraError
 
 GOOD = {"env": None, "policy_type": "act", "pretrained_name_or_path": "p", "actions_per_chunk": 50}
 DISTRIBUTION = Path(__file__).parents[1] / "support" / "coo_distribution"
-TOGETHER = "--policy_type and --pretrained_name_or_path belong together"
 
 
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
-        ({"policy_type": ""}, TOGETHER),
-        ({"pretrained_name_or_path": ""}, TOGETHER),
+        ({"pretrained_name_or_path": ""}, "--policy_type needs --pretrained_name_or_path"),
         ({"actions_per_chunk": 0}, "actions_per_chunk"),
         ({"n_episodes": 0}, "n_episodes"),
         ({"n_videos": -1}, "n_videos"),
@@ -148,10 +146,11 @@ FITTING = [*COMMAND, "--pretrained_name_or_path=checkpoint"]
     ("arguments", "named"),
     [
         ([], "env"),
-        (["--env.type=pusht"], "actions_per_chunk"),
-        (["--env.type=pusht", "--actions_per_chunk=5"], "name what to evaluate: --policy_type and"),
-        (["--env.type=pusht", "--actions_per_chunk=5", "--policy_type=act"], TOGETHER),
-        (["--env.type=pusht", "--actions_per_chunk=5", "--pretrained_name_or_path=p"], TOGETHER),
+        (["--env.type=pusht"], "name what to evaluate: --pretrained_name_or_path"),
+        (["--env.type=pusht", "--actions_per_chunk=5", "--policy_type=act"], "--policy_type needs"),
+        (["--env.type=pusht", "--pretrained_name_or_path=p"], "no such folder"),
+        ([*COMMAND, "--noise=pink"], "--noise must be request or stream"),
+        ([*COMMAND, "--policy_host=elsewhere"], "known are: lerobot, policy_server"),
         ([*COMMAND, "--nonsense=1"], "nonsense"),
         ([*COMMAND, "--n_episodes=many"], "many"),
         (["--env.type=moon", *COMMAND[1:]], "moon"),

@@ -17,6 +17,13 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def policy() -> object:
+    from async_delta_inference.server_adapter.lerobot import LeRobotPolicy
+
+    return LeRobotPolicy()
+
+
+@pytest.fixture(scope="module")
+def policy_server_policy() -> object:
     from async_delta_inference.server_adapter.policy_server import PolicyServerPolicy
 
     return PolicyServerPolicy()

@@ -15,28 +15,25 @@ import torch
 from small_act import FEATURES, observe, spec
 from small_policies import ACTION_DIM, build, features_of
 
-from async_delta_inference.server_adapter.policy_server import PolicyServerPolicy
-from async_delta_inference.server_adapter.policy_server.driven import FORGETFUL_TYPES
+from async_delta_inference.server_adapter.lerobot import LeRobotPolicy
+from async_delta_inference.server_adapter.lerobot.asking import FORGETFUL_TYPES
 from async_delta_inference.server_adapter.tensors import Preparation
 from async_delta_inference.transport import SessionSpec
 
-SHAPES = {f"observation.images.{name}": (3, 96, 96) for name in FEATURES.images}
-TABLES = {key: np.linspace(0, 1, 768, dtype=np.float32).reshape(3, 256) for key in SHAPES}
+CAMERAS = {name: f"observation.images.{name}" for name in FEATURES.images}
+VECTORS = {"observation.state": slice(0, 8)}
+TABLES = {key: np.linspace(0, 1, 768, dtype=np.float32).reshape(3, 256) for key in CAMERAS.values()}
 BY_TABLE = pytest.mark.parametrize("tables", [TABLES, {}], ids=["looked up", "divided"])
 
 
-def resize(image: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    raise AssertionError("these images have the policy's size")
-
-
 def images(prepare: Preparation, timestep: int) -> dict[str, torch.Tensor]:
-    batch, finished = prepare(observe(timestep))
+    batch, finished = prepare(observe(timestep), "pick up the soup")
     return {key: value for key, value in {**batch, **finished}.items() if "images" in key}
 
 
 @BY_TABLE
 def test_memory_that_a_policy_keeps_is_not_written_again(tables: dict[str, Any]) -> None:
-    prepare = Preparation(SHAPES, resize, tables, is_forgetful=False)
+    prepare = Preparation(CAMERAS, VECTORS, tables, is_forgetful=False)
     kept = {key: value[0, 1:] for key, value in images(prepare, 1).items()}  # views, as a queue of past images has
     copies = {key: value.clone() for key, value in kept.items()}
     again = images(prepare, 2)
@@ -45,15 +42,15 @@ def test_memory_that_a_policy_keeps_is_not_written_again(tables: dict[str, Any])
 
 
 def test_memory_of_a_forgetful_policy_serves_every_frame() -> None:
-    prepare = Preparation(SHAPES, resize, TABLES, is_forgetful=True)
+    prepare = Preparation(CAMERAS, VECTORS, TABLES, is_forgetful=True)
     places = [{key: value.data_ptr() for key, value in images(prepare, timestep).items()} for timestep in range(3)]
     assert places[0] == places[1] == places[2]
-    assert len(set(places[0].values())) == len(SHAPES)
+    assert len(set(places[0].values())) == len(CAMERAS)
 
 
 def test_an_image_that_the_preprocessor_is_given_has_memory_of_its_own() -> None:
     """LeRobot's steps keep what they were given last."""
-    prepare = Preparation(SHAPES, resize, {}, is_forgetful=True)
+    prepare = Preparation(CAMERAS, VECTORS, {}, is_forgetful=True)
     kept = images(prepare, 1)
     copies = {key: value.clone() for key, value in kept.items()}
     images(prepare, 2)
@@ -64,15 +61,14 @@ def test_an_image_that_the_preprocessor_is_given_has_memory_of_its_own() -> None
 def test_forgetful_policy_keeps_nothing_of_its_input(policy_type: str, tmp_path: Path) -> None:
     if policy_type == "smolvla" and find_spec("num2words") is None:
         pytest.skip("SmolVLA's processor needs num2words: lerobot[smolvla]")
-    loaded = PolicyServerPolicy()
+    policy = LeRobotPolicy()
     wanted = SessionSpec(policy_type, str(build(policy_type, tmp_path)), 10, features_of(policy_type), ACTION_DIM)
-    loaded.open(wanted).close()
-    around = loaded.driven.surroundings(wanted)
-    assert around is not None
+    session = policy.open(wanted)
+    session.close()
 
     def answer(batch: dict[str, Any]) -> torch.Tensor:
-        rest = {"observation.state": torch.zeros(1, 8), "task": "pick up the soup"}
-        return loaded.driven.act(around.preprocess(rest, batch), 10)
+        rest = {"observation.state": torch.zeros(1, 8), "task": ["pick up the soup"]}
+        return policy._way([session.around.preprocess(rest, batch)], 10)
 
     assert kept_by(answer, wanted) == []
 

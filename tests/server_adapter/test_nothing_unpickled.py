@@ -84,8 +84,9 @@ def test_nothing_that_a_peer_sent_is_unpickled(
 
 
 def test_only_its_own_instructions_are_unpickled(
-    policy: PolicyServerPolicy, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+    policy_server_policy: PolicyServerPolicy, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    policy = policy_server_policy
     with recorded(monkeypatch) as loaded:
         for features in (LARGER, None):
             session = policy.open(spec(checkpoint, **({} if features is None else {"features": features})))

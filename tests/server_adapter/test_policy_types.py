@@ -1,22 +1,23 @@
-"""The compatibility table of docs/design/shm.md: which of PolicyServer's eight types it serves, and serves alike."""
+"""The compatibility table: it names every type, and what LeRobot's own PolicyServer serves right is served alike."""
 
 from __future__ import annotations
 
-import itertools
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from pusht_policies import KINDS
 from small_act import ask, begin, upstream_actions, upstream_server
 from small_act import observe as observe_anything
 from small_policies import ACTION_DIM, build, features_of
 
-from async_delta_inference.errors import PolicyError
+from async_delta_inference.errors import PolicyError, SetupRefusedError
+from async_delta_inference.server_adapter.lerobot import LeRobotPolicy
+from async_delta_inference.server_adapter.lerobot.asking import REFUSED_TYPES
+from async_delta_inference.server_adapter.lerobot.noise import seed_of
 from async_delta_inference.server_adapter.policy_server import PolicyServerPolicy
-from async_delta_inference.server_adapter.policy_server.sessions import DrivenSession
 from async_delta_inference.transport import Observation, SessionSpec
 
 
@@ -26,63 +27,80 @@ def observe(policy_type: str, timestep: int) -> Observation:
     return observation
 
 
-def open_session(policy: PolicyServerPolicy, policy_type: str, folder: Path) -> tuple[DrivenSession, Any]:
-    """A session, and a PolicyServer beside it that got the same instructions."""
-    features = features_of(policy_type)
-    session = policy.open(SessionSpec(policy_type, str(build(policy_type, folder)), 10, features, ACTION_DIM))
-    begin(session)
-    return session, upstream_server(policy.driven.instructions)
+def spec_of(policy_type: str, folder: Path) -> SessionSpec:
+    return SessionSpec(policy_type, str(build(policy_type, folder)), 10, features_of(policy_type), ACTION_DIM)
 
 
-@pytest.mark.parametrize("note", ["docs/compatibility.md", "docs/design/shm.md"])
-def test_table_names_the_types_of_this_lerobot(note: str) -> None:
-    from lerobot.async_inference.constants import SUPPORTED_POLICIES
+def table() -> dict[str, str]:
+    lines = (Path(__file__).parents[2] / "docs/compatibility.md").read_text().splitlines()
+    start = lines.index(next(line for line in lines if line.startswith("| type |")))
+    rows = [line.split("|")[1:-1] for line in lines[start + 2 :] if line.startswith("|")]
+    return {name.strip(): row[1].strip() for row in rows for name in row[0].split(",")}
 
-    lines = (Path(__file__).parents[2] / note).read_text().splitlines()
-    start = next(i for i, line in enumerate(lines) if line.startswith(("| type |", "| policy type |")))
-    rows = itertools.takewhile(lambda line: line.startswith("|"), lines[start + 2 :])
-    named = [name.strip() for row in rows for name in row.split("|")[1].split(",")]
-    assert sorted(named) == sorted(SUPPORTED_POLICIES)
+
+def test_table_names_the_types_of_this_lerobot_and_what_is_tested() -> None:
+    from lerobot.configs import PreTrainedConfig
+
+    known = {
+        name
+        for name, config in PreTrainedConfig.get_known_choices().items()
+        if config.__module__.startswith("lerobot.policies.")
+    }
+    assert {name.partition(" ")[0] for name in table()} == known
+    assert {name for name, word in table().items() if word == "bit-equal"} == set(KINDS)
+    assert {name for name, word in table().items() if word == "refused"} == set(REFUSED_TYPES)
 
 
 @pytest.mark.parametrize("policy_type", ["act", "smolvla"])
-def test_types_that_work_are_bit_equal(policy: PolicyServerPolicy, tmp_path: Path, policy_type: str) -> None:
-    """SmolVLA's flow starts from noise: the same seed before both."""
+def test_types_that_policy_server_serves_are_bit_equal_to_it(
+    policy: LeRobotPolicy, policy_server_policy: PolicyServerPolicy, tmp_path: Path, policy_type: str
+) -> None:
+    """SmolVLA's flow starts from noise: the same seed before each."""
     if policy_type == "smolvla" and find_spec("num2words") is None:
         pytest.skip("SmolVLA's processor needs num2words: lerobot[smolvla]")
-    session, server = open_session(policy, policy_type, tmp_path)
+    wanted = spec_of(policy_type, tmp_path)
+    ours, hosted, server = policy.open(wanted), policy_server_policy.open(wanted), upstream_server(wanted)
+    begin(ours)
+    begin(hosted)
     for timestep in range(3):
         observation = observe(policy_type, timestep)
-        torch.manual_seed(timestep)
-        actions = ask(policy, session, observation)
-        torch.manual_seed(timestep)
-        expected = upstream_actions(server, observation, features_of(policy_type))
-        assert isinstance(actions, np.ndarray)
-        assert actions.shape == (10, ACTION_DIM)
-        assert actions.tobytes() == expected.tobytes()
-    session.close()
+        seed = seed_of(wanted.options.seed, 0, timestep)
+        torch.manual_seed(seed)
+        expected = upstream_actions(server, observation, wanted.features)
+        torch.manual_seed(seed)
+        for host, session in ((policy_server_policy, hosted), (policy, ours)):
+            actions = ask(host, session, observation)
+            assert isinstance(actions, np.ndarray)
+            assert actions.shape == (10, ACTION_DIM)
+            assert actions.tobytes() == expected.tobytes()
+    ours.close()
+    hosted.close()
 
 
 @pytest.mark.parametrize(
     ("policy_type", "package", "message"),
-    [
-        ("vqbet", None, "non-empty TensorList"),
-        ("tdmpc", None, "non-empty TensorList"),
-        ("diffusion", "diffusers", "AssertionError"),
-    ],
+    [("vqbet", None, "non-empty TensorList"), ("diffusion", "diffusers", "AssertionError")],
 )
 def test_types_that_are_broken_upstream_fail_alike(
-    policy: PolicyServerPolicy, tmp_path: Path, policy_type: str, package: str | None, message: str
+    policy_server_policy: PolicyServerPolicy, tmp_path: Path, policy_type: str, package: str | None, message: str
 ) -> None:
     """PolicyServer never fills the queues of past observations that these look into: every inference fails."""
     if package is not None and find_spec(package) is None:
         pytest.skip(f"{policy_type} needs {package}: lerobot[{policy_type}]")
-    session, server = open_session(policy, policy_type, tmp_path)
+    wanted = spec_of(policy_type, tmp_path)
+    session, server = policy_server_policy.open(wanted), upstream_server(wanted)
+    begin(session)
     observation = observe(policy_type, 1)
     with pytest.raises((RuntimeError, AssertionError)) as info:
-        upstream_actions(server, observation, features_of(policy_type))
-    answer = ask(policy, session, observation)
+        upstream_actions(server, observation, wanted.features)
+    answer = ask(policy_server_policy, session, observation)
     assert isinstance(answer, PolicyError)
     assert str(answer) == f"{type(info.value).__name__}: {info.value}"
     assert message in str(answer)
     session.close()
+
+
+def test_type_that_no_chunked_client_can_feed_is_refused_with_the_reason(policy: LeRobotPolicy, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"type": "lingbot_va"}')
+    with pytest.raises(SetupRefusedError, match="observation of every executed step"):
+        policy.describe(SessionSpec("", str(tmp_path), 1, features_of("act"), 7))

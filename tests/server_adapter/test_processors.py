@@ -50,7 +50,7 @@ def make_pipelines(mode: NormalizationMode = NormalizationMode.MEAN_STD) -> tupl
 
 
 def observation(state: torch.Tensor, task: str = "pick it up") -> dict[str, Any]:
-    return {"observation.state": state, "task": task, IMAGE_KEY: torch.linspace(0, 1, 3072).reshape(1, 3, 32, 32)}
+    return {"observation.state": state, "task": [task], IMAGE_KEY: torch.linspace(0, 1, 3072).reshape(1, 3, 32, 32)}
 
 
 def make_preprocessor(pipeline: Any) -> Preprocessor:
@@ -96,7 +96,7 @@ def test_two_inputs_share_no_memory_with_each_other() -> None:
     pipeline, _ = make_pipelines()
     preprocess = make_preprocessor(pipeline)
     state = torch.ones(1, STATE_DIM)
-    first, second = (preprocess({"observation.state": state, "task": ""}, {}) for _ in range(2))
+    first, second = (preprocess({"observation.state": state, "task": [""]}, {}) for _ in range(2))
     for key, value in first.items():
         if isinstance(value, torch.Tensor | dict | list):
             assert second[key] is not value

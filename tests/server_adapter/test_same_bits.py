@@ -1,4 +1,4 @@
-"""`PolicyServerPolicy` against PolicyServer itself: the same bits."""
+"""Both policies against PolicyServer itself: the same bits, where PolicyServer does not resize what it is sent."""
 
 from __future__ import annotations
 
@@ -10,31 +10,24 @@ import pytest
 import torch
 from small_act import FEATURES, LARGER, ask, begin, observe, raw_observation, spec, upstream_actions, upstream_server
 
-from async_delta_inference.server_adapter.policy_server import PolicyServerPolicy, driven
+from async_delta_inference.server_adapter.lerobot import LeRobotPolicy
+from async_delta_inference.server_adapter.lerobot.session import Surroundings
 from async_delta_inference.transport import Observation, ObservationFeatures
 
 IMAGE_KEYS = {"observation.images.image", "observation.images.image2"}
-SIZES = pytest.mark.parametrize("features", [FEATURES, LARGER], ids=["of the policy's size", "resized"])
 
 
-@pytest.fixture(scope="module")
-def wholesale_policy() -> PolicyServerPolicy:
-    """As if lerobot's text were another than the tested one."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(driven, "are_as_tested", lambda *modules: False)
-        return PolicyServerPolicy()
-
-
-@SIZES
-@pytest.mark.parametrize("way", ["policy", "wholesale_policy"])
+@pytest.mark.parametrize(
+    ("host", "features"), [("policy", FEATURES), ("policy_server_policy", FEATURES), ("policy_server_policy", LARGER)]
+)
 def test_actions_are_bit_equal_to_upstream(
-    way: str, features: ObservationFeatures, checkpoint: Path, request: pytest.FixtureRequest
+    host: str, features: ObservationFeatures, checkpoint: Path, request: pytest.FixtureRequest
 ) -> None:
-    policy: PolicyServerPolicy = request.getfixturevalue(way)
+    policy: Any = request.getfixturevalue(host)
     session = policy.open(spec(checkpoint, features))
     begin(session)
-    server = upstream_server(policy.driven.instructions)
-    for timestep in range(5):
+    server = upstream_server(spec(checkpoint, features))
+    for timestep in range(4):
         observation = observe(timestep, features)
         actions = ask(policy, session, observation)
         assert isinstance(actions, np.ndarray)
@@ -43,31 +36,20 @@ def test_actions_are_bit_equal_to_upstream(
     session.close()
 
 
-def test_a_changed_lerobot_is_called_as_a_whole(wholesale_policy: PolicyServerPolicy, checkpoint: Path) -> None:
-    session = wholesale_policy.open(spec(checkpoint))
-    assert wholesale_policy.driven.surroundings(spec(checkpoint)) is None
+def surroundings(policy: LeRobotPolicy, checkpoint: Path) -> Surroundings:
+    session = policy.open(spec(checkpoint))
     session.close()
+    return session.around
 
 
-def surroundings(policy: PolicyServerPolicy, checkpoint: Path, features: ObservationFeatures) -> driven.Surroundings:
-    wanted = spec(checkpoint, features)
-    policy.open(wanted).close()
-    found = policy.driven.surroundings(wanted)
-    assert found is not None
-    return found
-
-
-def policy_input(around: driven.Surroundings, observation: Observation) -> dict[str, Any]:
+def policy_input(around: Surroundings, observation: Observation) -> dict[str, Any]:
     """What the policy is given."""
-    return around.preprocess(*around.prepare(observation))
+    return around.preprocess(*around.prepare(observation, observation.task))
 
 
-def upstream_policy_input(
-    policy: PolicyServerPolicy, observation: Observation, features: ObservationFeatures
-) -> dict[str, Any]:
+def upstream_policy_input(server: Any, observation: Observation, features: ObservationFeatures) -> dict[str, Any]:
     from lerobot.async_inference import helpers
 
-    server = policy.driven.server
     return server.preprocessor(
         helpers.raw_observation_to_observation(
             raw_observation(observation, features), features.to_lerobot(), server.policy_image_features
@@ -75,21 +57,16 @@ def upstream_policy_input(
     )
 
 
-@SIZES
 @pytest.mark.parametrize("by_table", [True, False])
 def test_policy_is_given_the_same_bits_as_by_upstream(
-    policy: PolicyServerPolicy,
-    checkpoint: Path,
-    features: ObservationFeatures,
-    by_table: bool,
-    monkeypatch: pytest.MonkeyPatch,
+    policy: LeRobotPolicy, checkpoint: Path, by_table: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    around = surroundings(policy, checkpoint, features)
+    around = surroundings(policy, checkpoint)
     assert set(around.prepare._tables) == IMAGE_KEYS
     if not by_table:
         monkeypatch.setattr(around.prepare, "_tables", {})
-    observation = observe(3, features)
-    expected = upstream_policy_input(policy, observation, features)
+    observation = observe(3)
+    expected = upstream_policy_input(upstream_server(spec(checkpoint)), observation, FEATURES)
     given = policy_input(around, observation)
     assert set(given) == set(expected)
     for key, value in expected.items():
@@ -101,9 +78,11 @@ def test_policy_is_given_the_same_bits_as_by_upstream(
         assert given[key].numpy().tobytes() == value.numpy().tobytes()
 
 
-def test_all_pixel_values_become_the_same_floats(policy: PolicyServerPolicy, checkpoint: Path) -> None:
-    around = surroundings(policy, checkpoint, FEATURES)
+def test_all_pixel_values_become_the_same_floats(policy: LeRobotPolicy, checkpoint: Path) -> None:
+    around = surroundings(policy, checkpoint)
     observation = observe(1)
     observation.images["image"] = np.arange(96 * 96 * 3).reshape(96, 96, 3).astype(np.uint8)
-    expected = upstream_policy_input(policy, observation, FEATURES)["observation.images.image"]
-    assert torch.equal(policy_input(around, observation)["observation.images.image"], expected)
+    expected = upstream_policy_input(upstream_server(spec(checkpoint)), observation, FEATURES)
+    assert torch.equal(
+        policy_input(around, observation)["observation.images.image"], expected["observation.images.image"]
+    )

@@ -1,4 +1,4 @@
-"""`PolicyServerPolicy` behind a host, with the checks that every policy's answers go through."""
+"""`LeRobotPolicy` behind a host, with the checks that every policy's answers go through."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_act import COLUMNS, FEATURES, LARGER, ROWS, observe, spec
+from small_act import COLUMNS, FEATURES, LARGER, ROWS, forward_of, observe, spec
 
 from async_delta_inference.errors import PolicyError, SetupRefusedError
-from async_delta_inference.server_adapter.policy_server import PolicyServerPolicy
+from async_delta_inference.server_adapter.lerobot import LeRobotPolicy
 from async_delta_inference.transport import Observation, Transport, connect, serve
 
 _numbers = itertools.count()
 
 
 @pytest.fixture(params=["inproc", "shm"])
-def uri(request: pytest.FixtureRequest, policy: PolicyServerPolicy, runtime_folder: Path) -> Iterator[str]:
+def uri(request: pytest.FixtureRequest, policy: LeRobotPolicy, runtime_folder: Path) -> Iterator[str]:
     with serve(policy, f"{request.param}://served-{next(_numbers)}") as server:
         yield server.uris[0]
     assert not policy._sessions
@@ -33,12 +33,12 @@ def ask(transport: Transport, observation: Observation) -> np.ndarray:
 
 
 def test_actions_that_are_not_finite_are_an_error_and_the_session_goes_on(
-    uri: str, policy: PolicyServerPolicy, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+    uri: str, policy: LeRobotPolicy, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with connect(uri, spec(checkpoint)) as transport:
         expected = ask(transport, observe(1))
-        act = policy.driven.server._get_action_chunk
-        monkeypatch.setattr(policy.driven.server, "_get_action_chunk", lambda batch: act(batch) * float("nan"))
+        act = getattr(*forward_of(policy))
+        monkeypatch.setattr(*forward_of(policy), lambda batch: act(batch) * float("nan"))
         with pytest.raises(PolicyError, match="the policy gave actions that are not finite") as info:
             ask(transport, observe(2))
         assert info.value.timestep == 2
@@ -49,11 +49,12 @@ def test_actions_that_are_not_finite_are_an_error_and_the_session_goes_on(
 
 
 def test_episodes_begin_for_each_session_by_itself(
-    uri: str, policy: PolicyServerPolicy, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+    uri: str, policy: LeRobotPolicy, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with connect(uri, spec(checkpoint)) as first, connect(uri, spec(checkpoint, LARGER)) as second:
         resets: list[int] = []
-        monkeypatch.setattr(policy.driven.server.policy, "reset", lambda: resets.append(1))
+        assert policy.loaded is not None
+        monkeypatch.setattr(policy.loaded.policy, "reset", lambda: resets.append(1))
         counts = []
         for transport, features, timestep, episode in (
             (first, FEATURES, 0, 0),
@@ -69,9 +70,9 @@ def test_episodes_begin_for_each_session_by_itself(
 
 
 def test_length_of_actions_is_refused_before_anything_is_loaded(
-    uri: str, policy: PolicyServerPolicy, checkpoint: Path
+    uri: str, policy: LeRobotPolicy, checkpoint: Path
 ) -> None:
-    loaded = policy.driven.server.policy
+    loaded = policy.loaded
     with pytest.raises(SetupRefusedError, match="action has 5 elements"):
         connect(uri, spec(checkpoint, action_dim=5))
-    assert policy.driven.server.policy is loaded
+    assert policy.loaded is loaded

@@ -1,4 +1,4 @@
-"""Sessions of one `PolicyServerPolicy`: nothing of one reaches another, nothing of an episode reaches the next."""
+"""Sessions of one policy: nothing of one reaches another, nothing of an episode reaches the next."""
 
 from __future__ import annotations
 
@@ -11,28 +11,25 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small_act import COLUMNS, FEATURES, LARGER, ROWS, ask, begin, observe, request, spec
+from small_act import COLUMNS, FEATURES, LARGER, ROWS, ask, begin, forward_of, observe, request, spec
 
 from async_delta_inference.errors import PolicyError
-from async_delta_inference.server_adapter.policy_server import PolicyServerPolicy, driven
-from async_delta_inference.server_adapter.policy_server.sessions import DrivenSession
+from async_delta_inference.server_adapter.lerobot import LeRobotPolicy
+from async_delta_inference.server_adapter.policy_server import PolicyServerPolicy
 from async_delta_inference.transport import Answer, Observation, ObservationFeatures
 
 
-@pytest.fixture(scope="module", params=["step by step", "by upstream's method"])
-def policy(request: pytest.FixtureRequest) -> PolicyServerPolicy:
-    with pytest.MonkeyPatch.context() as patch:
-        if request.param != "step by step":
-            patch.setattr(driven, "are_as_tested", lambda *modules: False)
-        return PolicyServerPolicy()
+@pytest.fixture(scope="module", params=["LeRobotPolicy", "PolicyServerPolicy"])
+def policy(request: pytest.FixtureRequest) -> Any:
+    return LeRobotPolicy() if request.param == "LeRobotPolicy" else PolicyServerPolicy()
 
 
 @pytest.fixture
-def opened(policy: PolicyServerPolicy, checkpoint: Path) -> Iterator[Callable[..., DrivenSession]]:
+def opened(policy: Any, checkpoint: Path) -> Iterator[Callable[..., Any]]:
     """Opens sessions in an episode of theirs, and closes them."""
     sessions = []
 
-    def open_session(features: ObservationFeatures = FEATURES, **changes: Any) -> DrivenSession:
+    def open_session(features: ObservationFeatures = FEATURES, **changes: Any) -> Any:
         sessions.append(policy.open(spec(checkpoint, features, **changes)))
         begin(sessions[-1])
         return sessions[-1]
@@ -75,7 +72,7 @@ def as_bytes(answer: Answer) -> bytes | str | None:
 @pytest.mark.parametrize("count", [2, 3])
 @pytest.mark.parametrize("together", [True, False])
 def test_sessions_at_once_get_what_each_gets_alone(
-    policy: PolicyServerPolicy, opened: Callable[..., DrivenSession], count: int, together: bool
+    policy: Any, opened: Callable[..., Any], count: int, together: bool
 ) -> None:
     alone = []
     for number, (features, rows) in enumerate(SHAPES[:count]):
@@ -96,7 +93,7 @@ def test_sessions_at_once_get_what_each_gets_alone(
 
 
 def test_a_session_that_begins_or_ends_does_not_touch_the_filter_of_another(
-    policy: PolicyServerPolicy, opened: Callable[..., DrivenSession], checkpoint: Path
+    policy: Any, opened: Callable[..., Any], checkpoint: Path
 ) -> None:
     first = opened()
     assert is_chunk(ask(policy, first, observe(0)))
@@ -111,22 +108,25 @@ def test_a_session_that_begins_or_ends_does_not_touch_the_filter_of_another(
 
 
 def test_a_request_that_fails_disturbs_no_other_of_its_call(
-    policy: PolicyServerPolicy, opened: Callable[..., DrivenSession], monkeypatch: pytest.MonkeyPatch
+    policy: Any, opened: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sessions = [opened() for _ in range(4)]
     expected = [as_bytes(ask(policy, session, observe(seed))) for seed, session in enumerate(sessions, 1)]
     again = [observe(seed) for seed in range(1, 5)]
     again[1].state[3] = np.inf
-    act, calls = policy.driven.server._get_action_chunk, []
+    act, calls = getattr(*forward_of(policy)), []
 
     def fail_second(batch: Any) -> Any:
+        if len(batch["observation.state"]) > 1:
+            raise RuntimeError("not all at once")
         calls.append(1)
         if len(calls) == 2:
             raise SystemExit("the policy left")
         return act(batch)
 
-    monkeypatch.setattr(policy.driven.server, "_get_action_chunk", fail_second)
-    answers = policy.infer([request(session, one) for session, one in zip(sessions, again, strict=True)])
+    monkeypatch.setattr(*forward_of(policy), fail_second)
+    requests = [request(session, one) for session, one in zip(sessions, again, strict=True)]
+    answers = policy.infer(requests)
     assert as_bytes(answers[0]) == expected[0]
     assert isinstance(answers[1], PolicyError)
     assert "state of timestep 2 is not finite" in str(answers[1])
@@ -136,12 +136,29 @@ def test_a_request_that_fails_disturbs_no_other_of_its_call(
     assert as_bytes(ask(policy, sessions[2], observe(3))) == expected[2]
 
 
+def test_sessions_share_a_forward_pass(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = LeRobotPolicy()
+    rows = (12, 5, 9)
+    sessions = [policy.open(spec(checkpoint, actions_per_chunk=n)) for n in rows]
+    for session in sessions:
+        begin(session)
+    alone = [ask(policy, session, observe(i)) for i, session in enumerate(sessions)]
+    act, asked = getattr(*forward_of(policy)), []
+    monkeypatch.setattr(*forward_of(policy), lambda batch: (asked.append(len(batch["task"])), act(batch))[1])
+    answers = policy.infer([request(session, observe(i)) for i, session in enumerate(sessions)])
+    assert asked == [3]
+    for answer, expected, n in zip(answers, alone, rows, strict=True):
+        assert isinstance(answer, np.ndarray)
+        assert answer.shape == (n, COLUMNS)
+        np.testing.assert_allclose(answer, expected, atol=1e-5)
+    for session in sessions:
+        session.close()
+
+
 # One after the other.
 
 
-def test_similar_observation_is_filtered_and_must_go_is_not(
-    policy: PolicyServerPolicy, opened: Callable[..., DrivenSession]
-) -> None:
+def test_similar_observation_is_filtered_and_must_go_is_not(policy: Any, opened: Callable[..., Any]) -> None:
     session = opened()
     assert is_chunk(ask(policy, session, observe(0)))
     similar = observe(0, must_go=False)
@@ -153,36 +170,34 @@ def test_similar_observation_is_filtered_and_must_go_is_not(
 
 
 def test_nothing_of_an_episode_reaches_into_the_next(
-    policy: PolicyServerPolicy, opened: Callable[..., DrivenSession], monkeypatch: pytest.MonkeyPatch
+    policy: Any, opened: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = opened()
     assert is_chunk(ask(policy, session, observe(1)))
     assert ask(policy, session, observe(1, must_go=False)) is None
     resets: list[str] = []
-    server = policy.driven.server
+    owner = policy.driven.server if isinstance(policy, PolicyServerPolicy) else policy.loaded
     for name in ("policy", "preprocessor", "postprocessor"):
-        monkeypatch.setattr(getattr(server, name), "reset", lambda name=name: resets.append(name))
+        monkeypatch.setattr(getattr(owner, name), "reset", lambda name=name: resets.append(name))
     begin(session, episode=1)
     assert resets == ["policy", "preprocessor", "postprocessor"]
     assert is_chunk(ask(policy, session, observe(1, must_go=False)))  # seen and answered before, in the last episode
     assert len(resets) == 3
 
 
-def test_new_session_begins_anew(policy: PolicyServerPolicy, opened: Callable[..., DrivenSession]) -> None:
+def test_new_session_begins_anew(policy: Any, opened: Callable[..., Any]) -> None:
     assert is_chunk(ask(policy, opened(), observe(5)))
     assert is_chunk(ask(policy, opened(), observe(5, must_go=False)))
 
 
-def test_chunk_has_no_more_rows_than_the_session_wants(
-    policy: PolicyServerPolicy, opened: Callable[..., DrivenSession]
-) -> None:
+def test_chunk_has_no_more_rows_than_the_session_wants(policy: Any, opened: Callable[..., Any]) -> None:
     for rows, expected in ((5, 5), (ROWS, ROWS), (1000, 16)):
         answer = ask(policy, opened(actions_per_chunk=rows), observe(1))
         assert isinstance(answer, np.ndarray)
         assert answer.shape == (expected, COLUMNS)
 
 
-def test_images_are_not_kept(policy: PolicyServerPolicy, opened: Callable[..., DrivenSession]) -> None:
+def test_images_are_not_kept(policy: Any, opened: Callable[..., Any]) -> None:
     """A slot must be free once it was given back, whatever the filter remembers."""
     session = opened()
     observation = observe(3)
@@ -193,32 +208,29 @@ def test_images_are_not_kept(policy: PolicyServerPolicy, opened: Callable[..., D
     assert [image() for image in kept] == [None, None]
 
 
-def test_memory_of_predicted_timesteps_is_bounded(
-    policy: PolicyServerPolicy, opened: Callable[..., DrivenSession]
-) -> None:
-    session = opened()
+def test_memory_of_predicted_timesteps_is_bounded(policy_server_policy: PolicyServerPolicy, checkpoint: Path) -> None:
+    session = policy_server_policy.open(spec(checkpoint))
     for timestep in range(20):
-        ask(policy, session, observe(timestep))
-    assert len(pickle.dumps(policy.driven.server._predicted_timesteps)) < 100
+        ask(policy_server_policy, session, observe(timestep))
+    assert len(pickle.dumps(policy_server_policy.driven.server._predicted_timesteps)) < 100
+    session.close()
 
 
 # What a request is given back, and errors.
 
 
 @pytest.fixture(scope="module")
-def stepwise() -> PolicyServerPolicy:
-    return PolicyServerPolicy()
+def stepwise() -> LeRobotPolicy:
+    return LeRobotPolicy()
 
 
 def test_slot_is_given_back_before_the_forward_pass(
-    stepwise: PolicyServerPolicy, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+    stepwise: LeRobotPolicy, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = stepwise.open(spec(checkpoint))
     order: list[str] = []
-    act = stepwise.driven.server._get_action_chunk
-    monkeypatch.setattr(
-        stepwise.driven.server, "_get_action_chunk", lambda batch: (order.append("forward"), act(batch))[1]
-    )
+    act = getattr(*forward_of(stepwise))
+    monkeypatch.setattr(*forward_of(stepwise), lambda batch: (order.append("forward"), act(batch))[1])
     observation = observe(4)
     expected = ask(stepwise, session, observe(4))
 
@@ -238,14 +250,14 @@ def test_slot_is_given_back_before_the_forward_pass(
 
 
 def test_error_of_the_policy_is_an_answer_and_the_next_is_answered(
-    policy: PolicyServerPolicy, opened: Callable[..., DrivenSession], monkeypatch: pytest.MonkeyPatch
+    policy: Any, opened: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = opened()
 
     def fail(batch: object) -> None:
         raise RuntimeError("the policy broke")
 
-    monkeypatch.setattr(policy.driven.server, "_get_action_chunk", fail)
+    monkeypatch.setattr(*forward_of(policy), fail)
     answer = ask(policy, session, observe(1))
     assert isinstance(answer, PolicyError)
     assert str(answer) == "RuntimeError: the policy broke"

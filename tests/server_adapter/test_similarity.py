@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from small_act import timed
 
 from async_delta_inference.server_adapter.lerobot_internals import load_policy_server_module
-from async_delta_inference.server_adapter.policy_server.similarity import SimilarityFilter
+from async_delta_inference.server_adapter.similarity import SimilarityFilter
 from async_delta_inference.transport import Observation, ObservationFeatures
 
 FEATURES = ObservationFeatures(("x", "y", "z"), {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -60,13 +61,27 @@ class Context:
         return "test"
 
 
-def upstream_server(instructions: bytes) -> Any:
-    """A PolicyServer of its own, left as it is, set up by the bytes that another one was given."""
+def upstream_server(wanted: SessionSpec) -> Any:
+    """A PolicyServer of its own, left as it is, set up as a RobotClient would."""
     module: Any = load_policy_server_module()
     server = module.PolicyServer(module.PolicyServerConfig())
     server.Ready(None, Context())
-    server.SendPolicyInstructions(module.services_pb2.PolicySetup(data=instructions), Context())
+    asked = module.RemotePolicyConfig(
+        wanted.policy_type,
+        wanted.pretrained_name_or_path,
+        wanted.features.to_lerobot(),
+        wanted.actions_per_chunk,
+        wanted.device,
+    )
+    server.SendPolicyInstructions(module.services_pb2.PolicySetup(data=pickle.dumps(asked)), Context())
     return server
+
+
+def forward_of(policy: Any) -> tuple[Any, str]:
+    """Whose attribute of which name is the forward pass of a policy that is loaded."""
+    if hasattr(policy, "driven"):
+        return policy.driven.server, "_get_action_chunk"
+    return policy.loaded.policy, "predict_action_chunk"
 
 
 def raw_observation(observation: Observation, features: ObservationFeatures) -> dict[str, Any]:

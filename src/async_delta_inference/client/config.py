@@ -11,6 +11,7 @@ from typing import Any
 from async_delta_inference.client.control.aggregation import aggregate_function
 from async_delta_inference.client.control.options import ControlOptions
 from async_delta_inference.client.environments.registry import EnvironmentOptions
+from async_delta_inference.client.policy_flags import PolicyFlags
 from async_delta_inference.errors import ConfigError, InvalidMessageError
 from async_delta_inference.flag_values import home_expanded
 from async_delta_inference.transport import TransportOptions, known_schemes
@@ -27,19 +28,11 @@ SLOWEST_FPS, FASTEST_FPS = 1e-3, 1e6
 
 
 @dataclass(kw_only=True)
-class SimClientConfig:
+class SimClientConfig(PolicyFlags):
     """What to evaluate, where, and how. Names follow LeRobot's RobotClientConfig."""
 
     env: Any
     """LeRobot environment configuration, such as --env.type=libero."""
-    actions_per_chunk: int
-    """Number of actions the server sends per chunk, at most."""
-    policy_type: str = ""
-    """LeRobot policy type, such as act; empty: what a server that is there already was given, by serve() say."""
-    pretrained_name_or_path: str = ""
-    """Checkpoint folder, or hub name; empty: as for policy_type."""
-    policy_device: str = "cpu"
-    """Torch device of the policy on the server."""
     client_device: str = "cpu"
     """Device of the actions given to the environment; other than cpu: torch tensors."""
     task: str = ""
@@ -125,12 +118,7 @@ class SimClientConfig:
         self._take_what_python_writes()
         self._check_folder()
         self._check_numbers()
-        _require(
-            bool(self.policy_type) == bool(self.pretrained_name_or_path),
-            "--policy_type and --pretrained_name_or_path belong together: give both, or neither for a server that is "
-            "there already and serves what it serves",
-        )
-        _require(self.actions_per_chunk >= 1, f"--actions_per_chunk must be at least 1, got {self.actions_per_chunk}")
+        self.check_policy()
         _require(self.n_episodes >= 1, f"--n_episodes must be at least 1, got {self.n_episodes}")
         _require(self.n_videos >= 0, f"--n_videos must not be negative, got {self.n_videos}")
         _require(

@@ -69,7 +69,7 @@ class SimClient:
         observers: Iterable[RunObserver] = (),
     ) -> None:
         self.config = config
-        default = default_output_dir(getattr(config.env, "type", "env"), config.policy_type or "served")
+        default = default_output_dir(getattr(config.env, "type", "env"), config.policy_in_short or "served")
         self._folder = OutputFolder(config.output_dir or default, unique=config.output_dir is None)
         self.result = EvaluationResult()
         """Grows with every episode; complete when `control_loop` returns."""
@@ -135,9 +135,9 @@ class SimClient:
         config = self.config
         # What may be missing first: a server and simulators take a minute to start.
         serves_itself = self._transport is None and config.uri is None
-        if serves_itself and not config.policy_type:
+        if serves_itself and not config.pretrained_name_or_path:
             raise ConfigError(
-                "name what to evaluate: --policy_type and --pretrained_name_or_path, or the --server_address of a "
+                "name what to evaluate: --pretrained_name_or_path (or --policy.path), or the --server_address of a "
                 "server that is there already"
             )
         if config.inference_delay_trace is not None:
@@ -154,7 +154,9 @@ class SimClient:
             # First, since it loads for as long as the environments do.
             assert config.transport is not None  # resolved by the configuration
             trace = None if self._stage_trace is None else self._stage_trace.server_path
-            self._server = EmbeddedServer(config.transport, self.output_dir / "server.log", trace)
+            self._server = EmbeddedServer(
+                config.transport, self.output_dir / "server.log", trace, policy_host=config.policy_host
+            )
         if self._environments is None:
             made = make_environments(config.env, config.environment_options())
             self._environments = [GuardedEnvironment(environment) for environment in made]
@@ -171,7 +173,7 @@ class SimClient:
     def _find_checkpoint(self) -> Path | None:
         """The policy's folder, where this machine has it and the server reads it from here."""
         config = self.config
-        if not config.policy_type or self._transport is not None:
+        if not config.pretrained_name_or_path or self._transport is not None:
             return None
         return local_checkpoint(config.pretrained_name_or_path, shares_files=config.shares_files)
 
@@ -304,7 +306,7 @@ class SimClient:
     def _policy_in_words(self) -> str:
         """What the server says that it serves, or else what was asked of it."""
         described = self._transport.description if self._transport is not None else ""
-        return described or f"{self.config.policy_type} from {self.config.pretrained_name_or_path}"
+        return described or f"{self.config.policy_in_short} from {self.config.pretrained_name_or_path}".lstrip()
 
     def _started_environments(self) -> Sequence[Environment]:
         if not self._environments:

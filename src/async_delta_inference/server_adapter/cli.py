@@ -1,4 +1,4 @@
-"""``async-delta-serve``: LeRobot's PolicyServer behind one transport or several."""
+"""``async-delta-serve``: LeRobot's policies behind one transport or several."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from async_delta_inference.transport.server import make_server
 
 __all__ = ["ServeConfig", "main"]
 
+_POLICY_HOSTS = ("lerobot", "policy_server")
 _LONGEST_LINGER_S = 60.0
 _ORPHAN_STOP_TIMEOUT_S = 1.0
 
@@ -48,6 +49,9 @@ class ServeConfig:
     tls: TlsOptions = field(default_factory=TlsOptions)
     insecure: bool = False
     """Let other machines in over grpc with neither a token nor TLS."""
+    policy_host: str = "lerobot"
+    """What is asked for actions: lerobot (any policy of LeRobot's, as lerobot-eval asks it), or policy_server
+    (LeRobot's PolicyServer as it is)."""
     trace: Path | None = None
     """Write where the time of every chunk goes to this file at the end, for https://ui.perfetto.dev."""
 
@@ -64,6 +68,8 @@ class ServeConfig:
                 raise ConfigError(f"--{name} must be at least 1, got {getattr(self, name)}")
         if not 0.0 <= self.linger_s <= _LONGEST_LINGER_S:  # also what is not a number
             raise ConfigError(f"--linger_s must be from 0 to {_LONGEST_LINGER_S:g} seconds, got {self.linger_s}")
+        if self.policy_host not in _POLICY_HOSTS:
+            raise ConfigError(f"unknown --policy_host={self.policy_host}; known are: {', '.join(_POLICY_HOSTS)}")
         schemes, known = self._schemes(), known_schemes()
         for scheme in schemes:
             if scheme not in known:
@@ -120,7 +126,7 @@ def _serve(config: ServeConfig, parent: Parent) -> int:
             stages.start()
             stack.callback(_write_trace, config.trace)
         server = make_server(
-            _make_policy(),
+            _make_policy(config.policy_host),
             *uris,
             max_sessions=config.max_sessions,
             max_batch=config.max_batch,
@@ -139,18 +145,26 @@ def _serve(config: ServeConfig, parent: Parent) -> int:
     return 0
 
 
-def _make_policy() -> Policy:
+def _make_policy(policy_host: str) -> Policy:
     try:
         # Imported here: it loads torch and lerobot, half a minute on a slow machine, which --help must not wait for.
-        from async_delta_inference.server_adapter.policy_server import PolicyServerPolicy
+        if policy_host == "policy_server":
+            from async_delta_inference.server_adapter.policy_server import PolicyServerPolicy
 
-        return PolicyServerPolicy()
+            return PolicyServerPolicy()
+        from async_delta_inference.server_adapter.lerobot import LeRobotPolicy
+
+        return LeRobotPolicy()
     except MissingExtraError:
         raise
     except ModuleNotFoundError as exc:
+        if policy_host == "policy_server" and (exc.name or "").startswith("lerobot."):
+            raise ConfigError(
+                f"this LeRobot has no PolicyServer ({exc.name} is not there): leave --policy_host=policy_server out"
+            ) from exc
         raise MissingExtraError("lerobot", "async-delta-serve") from exc
     except ImportError as exc:  # LeRobot's own word for what its extras lack.
-        raise ConfigError(f"LeRobot's PolicyServer cannot be loaded: {exc}") from exc
+        raise ConfigError(f"LeRobot cannot be loaded: {exc}") from exc
 
 
 def _uri(scheme: str, address: str | None, embedded: bool) -> str:

@@ -1,8 +1,7 @@
-"""Which LeRobot this is: its `policy_server` module, and whether its insides are those that were tested."""
+"""LeRobot's `policy_server` module, and whether its insides are those that were tested."""
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import logging
 import sys
@@ -16,7 +15,6 @@ from async_delta_inference.errors import ConfigError
 
 __all__ = [
     "TESTED_VERSIONS",
-    "are_as_tested",
     "check_attributes",
     "check_internals",
     "load_policy_server_module",
@@ -31,7 +29,6 @@ _import_lock = threading.Lock()
 _INTERNALS = {
     "SendPolicyInstructions": ("self", "request", "context"),
     "_enqueue_observation": ("self", "obs"),
-    "_get_action_chunk": ("self", "observation"),
     "_predict_action_chunk": ("self", "observation_t"),
 }
 """Methods of PolicyServer that are called by `DrivenPolicyServer`, with their parameters."""
@@ -47,26 +44,6 @@ _ATTRIBUTES = (
     "postprocessor",
 )
 """Attributes of PolicyServer that are read or set by `DrivenPolicyServer`."""
-
-REPLACED = (
-    "PolicyServer._enqueue_observation",
-    "PolicyServer._obs_sanity_checks",
-    "PolicyServer._predict_action_chunk",
-    "observations_similar",
-    "_compare_observation_states",
-    "raw_observation_to_observation",
-    "prepare_raw_observation",
-    "prepare_image",
-    "extract_state_from_raw_observation",
-    "extract_images_from_raw_observation",
-    "make_lerobot_observation",
-    "resize_robot_observation_image",
-    "is_image_key",
-)
-"""Functions of lerobot.async_inference whose work this package does itself."""
-
-TESTED_DIGEST = "8dbbe51200a905ad"
-"""The digest of their source text in lerobot 0.6.1."""
 
 
 def load_policy_server_module() -> ModuleType:
@@ -89,22 +66,6 @@ def load_policy_server_module() -> ModuleType:
             return import_module(_MODULE)
         finally:
             helpers.get_logger = original
-
-
-def are_as_tested(policy_server_module: Any, helpers_module: Any) -> bool:
-    """Whether lerobot's own functions are those that this package was tested against."""
-    return digest(policy_server_module, helpers_module) == TESTED_DIGEST
-
-
-def digest(policy_server_module: Any, helpers_module: Any) -> str:
-    """The digest of the source text of `REPLACED`."""
-    text = []
-    for name in REPLACED:
-        owner = policy_server_module if name.startswith("PolicyServer.") else helpers_module
-        for part in name.split("."):
-            owner = getattr(owner, part)
-        text.append(inspect.getsource(owner))
-    return hashlib.sha256("".join(text).encode()).hexdigest()[:16]
 
 
 def check_internals(server_class: type) -> None:

@@ -53,21 +53,22 @@ class Preprocessor:
         self._rest = {key: value for key, value in expected.items() if not key.startswith("observation.")}
         self._normalize = step._normalize_observation
         images = {key: value for key, value in expected.items() if key.startswith("observation.") and key != _STATE}
-        if not _same(self({key: example[key] for key in (_STATE, _TASK)}, images), expected):
+        rest = {key: example[key] for key in (_STATE, _TASK) if key in example}
+        if not _same(self(rest, images), expected):
             self._normalize = None
 
     def __call__(self, batch: dict[str, Any], finished: Mapping[str, torch.Tensor]) -> dict[str, Any]:
         """The policy's input.
 
         Args:
-            batch: state (1, S), task, and images (1, C, H, W) in [0, 1], float32, by LeRobot key.
+            batch: state (1, S), task in a list, and images (1, C, H, W) in [0, 1], float32, by LeRobot key.
             finished: Images that are as the pipeline would make them, by the same keys.
         """
-        if self._normalize is None or len(batch) != 2:  # An image is among them.
+        if self._normalize is None or len(batch) != 2 or _STATE not in batch:  # An image is among them, say.
             return {**self._pipeline(batch), **finished}
         state = self._normalize({_STATE: batch[_STATE]}, False)
         rest = {key: dict(value) if isinstance(value, dict) else value for key, value in self._rest.items()}
-        return {**rest, _TASK: [batch[_TASK]], **state, **finished}
+        return {**rest, _TASK: batch[_TASK], **state, **finished}
 
 
 class Postprocessor:

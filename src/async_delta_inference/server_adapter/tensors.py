@@ -1,13 +1,9 @@
-"""Slots to tensors: what PolicyServer does before its preprocessor, without what it does for nothing.
-
-Bit-equal to the functions named in `lerobot_internals.REPLACED`, whose text is compared with the tested one when a host
-starts.
-"""
+"""Slots to tensors, as lerobot-eval makes them of what an environment observes, without its detours."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import cv2
@@ -15,21 +11,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from async_delta_inference.transport.messages import Observation
+from async_delta_inference.transport.messages import Observation, PastObservation
 
 __all__ = ["Preparation"]
 
-_STATE_KEY = "observation.state"
-_IMAGE_PREFIX = "observation.images."
 _WHITE = np.float32(255)
 
 
 class Preparation:
-    """Makes the policy's input of an observation.
+    """Makes the policy's input of what was observed at one step. Images keep their size.
 
     Args:
-        shapes: Of the policy's images, (channels, height, width), by LeRobot key.
-        resize: LeRobot's own, for an image of another shape than the policy's.
+        cameras: The session's cameras, and what the policy calls their images.
+        vectors: What the policy calls parts of the session's state, and where they are in it.
         tables: From `image_tables`: of these images the preprocessor's work is done here, too.
         is_forgetful: Whether the policy keeps nothing of an image that it was given: an image that goes straight to it
             is written where the last one was, a quarter faster than into memory that the caches do not know. An image
@@ -38,14 +32,14 @@ class Preparation:
 
     def __init__(
         self,
-        shapes: Mapping[str, tuple[int, ...]],
-        resize: Callable[[torch.Tensor, tuple[int, ...]], torch.Tensor],
+        cameras: Mapping[str, str],
+        vectors: Mapping[str, slice],
         tables: Mapping[str, NDArray[np.float32]],
         *,
         is_forgetful: bool,
     ) -> None:
-        self._shapes = shapes
-        self._resize = resize
+        self._cameras = cameras
+        self._vectors = vectors
         self._tables = tables
         self._planes: dict[tuple[int, ...], NDArray[np.uint8]] = {}
         self._is_forgetful = is_forgetful
@@ -57,21 +51,23 @@ class Preparation:
             read_only.setflags(write=False)
             torch.from_numpy(read_only)
 
-    def __call__(self, observation: Observation) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-        """Tensors that share no memory with the observation; for a forgetful policy they are valid until the next call.
+    def __call__(
+        self, seen: Observation | PastObservation, task: str
+    ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+        """Tensors that share no memory with ``seen``; for a forgetful policy they are valid until the next call.
 
         Returns:
-            What the preprocessor is to be given: state (1, S), task, and images (1, C, H, W) in [0, 1], float32; and
-            the images that it would only have normalised and that are normalised already, by the same keys.
+            What the preprocessor is to be given: vectors (1, S), the task in a list, and images (1, C, H, W) in [0, 1],
+            float32; and the images that it would only have normalised and that are normalised already, by the same
+            keys.
         """
-        batch: dict[str, Any] = {
-            _STATE_KEY: torch.from_numpy(observation.state.reshape(1, -1).copy()),
-            "task": observation.task,
-        }
+        state = seen.state.reshape(1, -1)
+        batch: dict[str, Any] = {key: torch.from_numpy(state[:, part].copy()) for key, part in self._vectors.items()}
+        batch["task"] = [task]
         finished: dict[str, torch.Tensor] = {}
-        for name, image in observation.images.items():
-            key = _IMAGE_PREFIX + name
-            planes = self._tear_apart(image, self._shapes[key])
+        for name, image in seen.images.items():
+            key = self._cameras[name]
+            planes = self._tear_apart(image)
             if (table := self._tables.get(key)) is not None:
                 result = self._memory_to_look_up_into(key, planes.shape)
                 for plane, levels, target in zip(planes, table, result[0], strict=True):
@@ -82,14 +78,12 @@ class Preparation:
                 batch[key] = torch.from_numpy(np.divide(planes, _WHITE)[None])
         return batch, finished
 
-    def _tear_apart(self, image: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[np.uint8]:
-        """(H, W, C) to (C, H, W) of the policy's size; valid until the next call."""
+    def _tear_apart(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """(H, W, C) to (C, H, W); valid until the next call."""
         height, width, channels = image.shape
-        if shape[1:] != (height, width):
-            return self._resize(torch.from_numpy(image), shape).numpy()
-        planes = self._planes.get(shape)
+        planes = self._planes.get(image.shape)
         if planes is None:
-            planes = self._planes[shape] = np.empty((channels, height, width), np.uint8)
+            planes = self._planes[image.shape] = np.empty((channels, height, width), np.uint8)
         # Tearing the channels apart as bytes, then converting what is contiguous, takes two thirds of the time that one
         # transposing pass takes.
         cv2.split(image, list(planes))

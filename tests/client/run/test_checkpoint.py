@@ -11,6 +11,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub.errors import RepositoryNotFoundError
 
+from async_delta_inference.client.policy_flags import PolicyFlags
 from async_delta_inference.client.run.checkpoint import check_checkpoint, local_checkpoint
 from async_delta_inference.errors import ConfigError, FeatureMismatchError
 from async_delta_inference.transport import ObservationFeatures
@@ -34,47 +35,88 @@ def write_config(folder: Path, **changes: object) -> Path:
 
 
 def test_checkpoint_that_fits_is_accepted(tmp_path: Path) -> None:
-    check_checkpoint(write_config(tmp_path), "act", FEATURES, 7)
+    check_checkpoint(write_config(tmp_path), flags(), FEATURES, 7)
 
 
 def test_other_policy_type_names_the_right_one(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="use --policy_type=act"):
-        check_checkpoint(write_config(tmp_path), "smolvla", FEATURES, 7)
+        check_checkpoint(write_config(tmp_path), flags(policy_type="smolvla"), FEATURES, 7)
 
 
-@pytest.mark.parametrize("cameras", [{"front": (4, 6, 3)}, {"front": (4, 6, 3), "wrist": (4, 6, 3), "top": (4, 6, 3)}])
+def flags(**given: Any) -> PolicyFlags:
+    return PolicyFlags(**{"policy_type": "act", "pretrained_name_or_path": "here", **given})
+
+
+@pytest.mark.parametrize("cameras", [{"front": (4, 6, 3)}, {"front": (4, 6, 3), "top": (4, 6, 3)}])
 def test_cameras_that_differ_are_named_on_both_sides(tmp_path: Path, cameras: dict) -> None:
     features = ObservationFeatures(("x", "y"), cameras)
     with pytest.raises(FeatureMismatchError, match=r"environment gives.*images\.front.*takes.*images\.wrist"):
-        check_checkpoint(write_config(tmp_path), "act", features, 7)
+        check_checkpoint(write_config(tmp_path), flags(), features, 7)
+
+
+def test_cameras_that_the_policy_can_do_with_or_without_are_accepted(tmp_path: Path) -> None:
+    shape = (4, 6, 3)
+    more = ObservationFeatures(("x", "y"), {"front": shape, "wrist": shape, "top": shape})
+    check_checkpoint(write_config(tmp_path), flags(), more, 7)
+    less = ObservationFeatures(("x", "y"), {"front": shape})
+    check_checkpoint(write_config(tmp_path, empty_cameras=1), flags(), less, 7)
+
+
+def test_cameras_are_renamed(tmp_path: Path) -> None:
+    other = ObservationFeatures(("x", "y"), {"one": (4, 6, 3), "two": (4, 6, 3)})
+    renames = {
+        "observation.images.one": "observation.images.front",
+        "observation.images.two": "observation.images.wrist",
+    }
+    check_checkpoint(write_config(tmp_path), flags(rename_map=renames), other, 7)
+    with pytest.raises(FeatureMismatchError, match=r"rename with --rename_map='.\"observation.images.one\": \"obs"):
+        check_checkpoint(write_config(tmp_path), flags(), other, 7)
+
+
+def test_state_that_the_policy_pads_may_have_another_length(tmp_path: Path) -> None:
+    features = ObservationFeatures(("x", "y", "z"), FEATURES.images)
+    check_checkpoint(write_config(tmp_path, max_state_dim=32), flags(), features, 7)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"input_features": ["observation.state"]}, "its input_features are a list"),
+        ({"input_features": {"observation.state": {"shape": None}}}, "say the shape of observation.state is None"),
+        ({"input_shapes": {"observation.state": 2}}, "LeRobot of 2024"),
+    ],
+)
+def test_configuration_of_another_form_is_one_line(tmp_path: Path, changes: dict, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        check_checkpoint(write_config(tmp_path, **changes), flags(), FEATURES, 7)
 
 
 def test_state_that_differs_is_named(tmp_path: Path) -> None:
     features = ObservationFeatures(("x", "y", "z"), FEATURES.images)
     with pytest.raises(FeatureMismatchError, match=r"3 elements \(x, y, z\)"):
-        check_checkpoint(write_config(tmp_path), "act", features, 7)
+        check_checkpoint(write_config(tmp_path), flags(), features, 7)
 
 
 def test_action_that_differs_is_named(tmp_path: Path) -> None:
     with pytest.raises(FeatureMismatchError, match="actions of 4 elements"):
-        check_checkpoint(write_config(tmp_path), "act", FEATURES, 4)
+        check_checkpoint(write_config(tmp_path), flags(), FEATURES, 4)
 
 
-def test_input_that_policy_server_cannot_pass_on_is_named(tmp_path: Path) -> None:
+def test_input_that_the_environment_does_not_give_is_named(tmp_path: Path) -> None:
     inputs = {
         "observation.environment_state": {"shape": [3]},
         "observation.images.front": {"shape": [3, 9, 9]},
         "observation.images.wrist": {"shape": [3, 9, 9]},
     }
     with pytest.raises(FeatureMismatchError, match="environment_state"):
-        check_checkpoint(write_config(tmp_path, input_features=inputs), "act", FEATURES, 7)
+        check_checkpoint(write_config(tmp_path, input_features=inputs), flags(), FEATURES, 7)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{"])
 def test_configuration_that_cannot_be_read_is_an_error(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ConfigError, match=r"config\.json"):
-        check_checkpoint(tmp_path, "act", FEATURES, 7)
+        check_checkpoint(tmp_path, flags(), FEATURES, 7)
 
 
 def test_folder_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

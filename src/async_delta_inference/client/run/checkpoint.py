@@ -4,18 +4,18 @@ match is an error here and not a KeyError in a server's log.
 
 from __future__ import annotations
 
-import json
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
 
+from async_delta_inference.checkpoint_config import CheckpointConfig, read_checkpoint_config
+from async_delta_inference.client.policy_flags import PolicyFlags
 from async_delta_inference.errors import ConfigError, FeatureMismatchError
+from async_delta_inference.input_names import input_names
 from async_delta_inference.transport import ObservationFeatures
 
 __all__ = ["check_checkpoint", "local_checkpoint"]
 
 _HUB_TIMEOUT_S = 5.0
-_IMAGES = "observation.images."
 
 
 def local_checkpoint(pretrained_name_or_path: str, *, shares_files: bool = True) -> Path | None:
@@ -80,12 +80,16 @@ def _check_hub_name(name: str) -> None:
         raise ConfigError(f"{nowhere} the hub cannot be asked for it: {reason}") from exc
 
 
-def check_checkpoint(checkpoint: Path, policy_type: str, features: ObservationFeatures, action_dim: int) -> None:
-    """Refuse a checkpoint that this environment cannot feed.
+def check_checkpoint(
+    checkpoint: Path, flags: PolicyFlags, features: ObservationFeatures, action_dim: int
+) -> CheckpointConfig:
+    """Refuse a checkpoint that this environment cannot feed, and say what else there is to say of it.
+
+    What LeRobot's own evaluation accepts is accepted.
 
     Args:
         checkpoint: Folder with ``config.json``.
-        policy_type: As on the command line.
+        flags: What the user says of the policy.
         features: What the environment observes.
         action_dim: Length of its actions.
 
@@ -93,49 +97,37 @@ def check_checkpoint(checkpoint: Path, policy_type: str, features: ObservationFe
         ConfigError: The checkpoint cannot be read or is of another policy type.
         FeatureMismatchError: Cameras, state or action differ. Names both sides.
     """
-    config = _read_config(checkpoint)
-    found = config.get("type")
-    if found is not None and found != policy_type:
-        raise ConfigError(f"the checkpoint {checkpoint} is of type {found}: use --policy_type={found}")
-    inputs = {key: tuple(feature["shape"]) for key, feature in (config.get("input_features") or {}).items()}
-    outputs = {key: tuple(feature["shape"]) for key, feature in (config.get("output_features") or {}).items()}
-    _check_cameras(checkpoint, {key for key in inputs if "image" in key}, features)
-    state = inputs.get("observation.state")
-    if state is not None and state != (features.state_dim,):
-        raise FeatureMismatchError(
-            f"the environment's state has {features.state_dim} elements ({', '.join(features.state_names)}), "
-            f"the checkpoint {checkpoint} takes {state}"
-        )
-    unserved = [key for key in inputs if not key.startswith(_IMAGES) and key not in {"observation.state", "task"}]
-    if unserved:
-        raise FeatureMismatchError(
-            f"the checkpoint {checkpoint} takes {', '.join(unserved)}, which PolicyServer cannot pass to a policy"
-        )
-    action = outputs.get("action")
-    if action is not None and action != (action_dim,):
-        raise FeatureMismatchError(
-            f"the environment takes actions of {action_dim} elements, the checkpoint {checkpoint} gives {action}"
-        )
-
-
-def _check_cameras(checkpoint: Path, expected: set[str], features: ObservationFeatures) -> None:
-    served = {f"{_IMAGES}{name}" for name in features.images}
-    if served != expected:
-        raise FeatureMismatchError(
-            f"the environment gives the cameras {_listed(served)}, the checkpoint {checkpoint} takes "
-            f"{_listed(expected)}: choose or rename cameras with --env flags, or use a checkpoint trained on these"
-        )
-
-
-def _listed(keys: set[str]) -> str:
-    return ", ".join(sorted(keys)) or "none"
-
-
-def _read_config(checkpoint: Path) -> dict[str, Any]:
+    overrides = dict(text.split("=", 1) for text in flags.policy_overrides)
+    config = read_checkpoint_config(checkpoint / "config.json", overrides)
+    found = config.policy_type
+    if found and flags.policy_type and found != flags.policy_type:
+        raise ConfigError(f"the checkpoint {checkpoint} is of type {found}: use --policy_type={found}, or leave it out")
     try:
-        config = json.loads((checkpoint / "config.json").read_text())
-    except (OSError, ValueError) as exc:
-        raise ConfigError(f"the checkpoint's {checkpoint / 'config.json'} cannot be read: {exc}") from exc
-    if not isinstance(config, dict):
-        raise ConfigError(f"the checkpoint's {checkpoint / 'config.json'} is not a policy's configuration")
+        names = input_names(features, config.inputs, flags.rename_map)
+    except FeatureMismatchError as exc:
+        raise FeatureMismatchError(f"the checkpoint {checkpoint} does not fit: {exc}") from exc
+    given = set(names.cameras.values())
+    if (missing := sorted(set(config.cameras) - given)) and not config.fills_in_cameras:
+        raise FeatureMismatchError(
+            f"the environment gives the cameras {', '.join(sorted(given)) or 'none'}, the checkpoint {checkpoint} "
+            f"takes {', '.join(missing)} besides: choose cameras with --env flags, rename them with --rename_map, or "
+            "use a checkpoint trained on these"
+        )
+    for key, part in names.vectors.items():
+        declared, given = config.inputs.get(key), part.stop - part.start
+        if declared is not None and declared != (given,) and not config.pads_state:
+            raise FeatureMismatchError(
+                f"the environment's {key.removeprefix('observation.')} has {given} elements "
+                f"({', '.join(features.state_names[part])}), the checkpoint {checkpoint} takes {declared}"
+            )
+    unserved = set(config.inputs) - set(config.cameras) - set(names.vectors) - {"task"}
+    if unserved and not flags.rename_map:
+        raise FeatureMismatchError(
+            f"the checkpoint {checkpoint} takes {', '.join(sorted(unserved))}, which the environment does not give"
+        )
+    if config.action_dim not in (None, action_dim):
+        raise FeatureMismatchError(
+            f"the environment takes actions of {action_dim} elements, the checkpoint {checkpoint} gives "
+            f"({config.action_dim},)"
+        )
     return config

@@ -32,13 +32,20 @@ class EmbeddedServer:
         transport: Scheme to serve on; the child takes an address that nobody else has.
         log_path: The file that takes what the server prints.
         trace: The file that takes its stages when it ends; None: they are not recorded.
+        policy_host: What it asks for actions, as its flag of that name.
     """
 
-    def __init__(self, transport: str, log_path: Path, trace: Path | None = None) -> None:
+    def __init__(
+        self, transport: str, log_path: Path, trace: Path | None = None, *, policy_host: str = "lerobot"
+    ) -> None:
         self.log_path = log_path
         log_path.parent.mkdir(parents=True, exist_ok=True)
         self._announcement, write_end = os.pipe()
-        arguments = [f"--transport={transport}", *([] if trace is None else [f"--trace={trace}"])]
+        arguments = [
+            f"--transport={transport}",
+            f"--policy_host={policy_host}",
+            *([] if trace is None else [f"--trace={trace}"]),
+        ]
         environment = os.environ | {
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
             ANNOUNCE_FD: str(write_end),

@@ -1,8 +1,7 @@
 """The one place that touches LeRobot's `PolicyServer`, private methods included.
 
 Tested with the lerobot versions in `lerobot_internals.TESTED_VERSIONS`. Others are accepted as long as the internals
-used here are there with the same parameters; where the body of a method that is taken apart here differs from the
-tested one, the method itself is called instead.
+used here are there with the same parameters.
 """
 
 from __future__ import annotations
@@ -10,8 +9,6 @@ from __future__ import annotations
 import logging
 import pickle
 from dataclasses import dataclass
-from importlib import import_module
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -19,19 +16,16 @@ import torch
 from numpy.typing import NDArray
 
 from async_delta_inference.errors import SetupRefusedError
-from async_delta_inference.server_adapter.image_tables import image_tables
+from async_delta_inference.server_adapter.lerobot.checkpoint import PolicyIdentity
 from async_delta_inference.server_adapter.lerobot_internals import (
-    are_as_tested,
     check_attributes,
     check_internals,
     load_policy_server_module,
 )
-from async_delta_inference.server_adapter.policy_server.checkpoints import PolicyIdentity
-from async_delta_inference.server_adapter.processors import Postprocessor, Preprocessor, as_chunk
-from async_delta_inference.server_adapter.tensors import Preparation
+from async_delta_inference.server_adapter.processors import as_chunk
 from async_delta_inference.transport.messages import Observation, ObservationFeatures, SessionSpec
 
-__all__ = ["FORGETFUL_TYPES", "DrivenPolicyServer", "FilterState", "Surroundings"]
+__all__ = ["DrivenPolicyServer", "FilterState"]
 
 logger = logging.getLogger(__name__)
 
@@ -39,19 +33,6 @@ _IMAGE_PREFIX = "observation.images."
 
 _TOLERANT_TYPES = ("smolvla", "pi0", "pi05", "groot")
 """Policies that fill in for cameras they do not get."""
-
-FORGETFUL_TYPES = frozenset({"act", "smolvla"})
-"""Policies that keep nothing of an image once they have answered, which tests show: they may get the same memory for
-every frame."""
-
-
-@dataclass(frozen=True)
-class Surroundings:
-    """What ``_predict_action_chunk`` does around the policy, for sessions that send the same cameras."""
-
-    prepare: Preparation
-    preprocess: Preprocessor
-    postprocess: Postprocessor
 
 
 @dataclass
@@ -74,15 +55,8 @@ class DrivenPolicyServer:
         check_internals(self._module.PolicyServer)
         self.server: Any = self._module.PolicyServer(self._module.PolicyServerConfig(inference_latency=0.0))
         check_attributes(self.server)
-        self._helpers: Any = import_module("lerobot.async_inference.helpers")
-        self._may_take_apart = are_as_tested(self._module, self._helpers)
-        if not self._may_take_apart:
-            logger.warning("lerobot %s differs from the tested one: inference takes its slower way", version("lerobot"))
-        self._surroundings: dict[object, Surroundings] = {}
         self.instructions = b""
         """The pickled set-up that was last made here and given to PolicyServer: all that it unpickles."""
-
-    # Loading.
 
     def load(self, identity: PolicyIdentity, spec: SessionSpec) -> None:
         """Load a policy in the place of the one before.
@@ -91,7 +65,6 @@ class DrivenPolicyServer:
             SetupRefusedError: PolicyServer refuses the type, or the checkpoint cannot be loaded.
         """
         server, module = self.server, self._module
-        self._surroundings.clear()
         # Before: two policies at once may be more than the memory holds.
         server.policy = server.preprocessor = server.postprocessor = None
         self.instructions = pickle.dumps(
@@ -140,54 +113,13 @@ class DrivenPolicyServer:
                     f"the environment's {what} has {size} elements, the policy's has shape {tuple(feature.shape)}"
                 )
 
-    def surroundings(self, spec: SessionSpec) -> Surroundings | None:
-        """What the loaded policy needs around it for such a session, made once for all that are alike.
-
-        Returns:
-            None if this lerobot is another than the tested one: `predict_as_upstream` does all of it.
-        """
-        if not self._may_take_apart:
-            return None
-        alike = (spec.features.state_dim, frozenset(spec.features.images))
-        if alike not in self._surroundings:
-            self._surroundings[alike] = self._surround(spec)
-        return self._surroundings[alike]
-
-    def _surround(self, spec: SessionSpec) -> Surroundings:
-        server, features = self.server, spec.features
-        shapes = {key: tuple(feature.shape) for key, feature in server.policy.config.image_features.items()}
-        sent = {key: shape for key, shape in shapes.items() if key.removeprefix(_IMAGE_PREFIX) in features.images}
-        rest: dict[str, Any] = {"observation.state": torch.linspace(-3, 3, features.state_dim)[None], "task": "a"}
-        tables = image_tables(server.preprocessor, sent, rest)
-        images = {key: torch.zeros(1, *shape) for key, shape in sent.items()}
-        return Surroundings(
-            Preparation(
-                shapes,
-                self._helpers.resize_robot_observation_image,
-                tables,
-                is_forgetful=spec.policy_type in FORGETFUL_TYPES,
-            ),
-            Preprocessor(server.preprocessor, {**rest, **images}),
-            Postprocessor(server.postprocessor),
-        )
-
-    # Inference.
-
     def reset(self) -> None:
         """Have the policy and its processors forget the last episode."""
         for part in (self.server.policy, self.server.preprocessor, self.server.postprocessor):
             if hasattr(part, "reset"):
                 part.reset()
 
-    def act(self, batch: dict[str, Any], rows: int) -> torch.Tensor:
-        """The policy's chunk (1, n, A), n at most ``rows``, not yet postprocessed."""
-        self.server.actions_per_chunk = rows
-        chunk: torch.Tensor = self.server._get_action_chunk(batch)
-        return chunk
-
-    def predict_as_upstream(
-        self, observation: Observation, spec: SessionSpec, memory: FilterState
-    ) -> NDArray[np.float32] | None:
+    def predict(self, observation: Observation, spec: SessionSpec, memory: FilterState) -> NDArray[np.float32] | None:
         """Filter and answer by PolicyServer's own methods.
 
         Args:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from async_delta_inference.errors import PolicyError, SetupRefusedError
-from async_delta_inference.server_adapter.policy_server.checkpoints import PolicyIdentity, action_dim_of
+from async_delta_inference.server_adapter.lerobot.checkpoint import PolicyIdentity, checkpoint_config
 from async_delta_inference.server_adapter.policy_server.driven import DrivenPolicyServer
-from async_delta_inference.server_adapter.policy_server.sessions import DrivenSession, open_session
+from async_delta_inference.server_adapter.policy_server.sessions import DrivenSession
 from async_delta_inference.transport.failures import PolicyFailures
 from async_delta_inference.transport.finite import is_finite
 from async_delta_inference.transport.messages import SessionSpec
@@ -35,17 +35,27 @@ class PolicyServerPolicy:
         return self._driven
 
     def describe(self, spec: SessionSpec) -> PolicyNeeds:
-        """The checkpoint that is asked for, and the length of its actions where a file at hand tells it.
+        """What the checkpoint's configuration says, nothing of it loaded.
 
         Raises:
-            SetupRefusedError: The session names no policy.
+            SetupRefusedError: The session names no policy, or asks of it what PolicyServer cannot do.
         """
-        path = spec.pretrained_name_or_path
-        if not spec.names_policy:
+        path, options = spec.pretrained_name_or_path, spec.options
+        if not spec.names_policy or not spec.policy_type:
             raise SetupRefusedError(
-                "this server serves LeRobot's checkpoints: give --policy_type and --pretrained_name_or_path"
+                "this server serves LeRobot's PolicyServer: give --policy_type and --pretrained_name_or_path"
             )
-        return PolicyNeeds(f"{spec.policy_type} from {path}", action_dim=action_dim_of(path))
+        if options.rename_map or options.overrides or options.noise != "request":
+            raise SetupRefusedError(
+                "PolicyServer renames no cameras, overrides nothing and knows no stream of noise: leave --rename_map, "
+                "--policy.* and --noise out, or serve without --policy_host=policy_server"
+            )
+        described = checkpoint_config(path, {})
+        return PolicyNeeds(
+            f"{spec.policy_type} from {path}",
+            action_dim=described.action_dim,
+            n_obs_steps=described.n_obs_steps,
+        )
 
     def open(self, spec: SessionSpec) -> DrivenSession:
         """Begin a session, and load its policy unless it is loaded.
@@ -60,7 +70,7 @@ class PolicyServerPolicy:
             self._loaded = None
             self._driven.load(wanted, spec)
             self._loaded = wanted
-        session = open_session(self._driven, spec, self._sessions.discard)
+        session = DrivenSession(self._driven, spec, self._sessions.discard)
         self._sessions.add(session)
         return session
 
@@ -85,6 +95,6 @@ def _answer(request: Request, failures: PolicyFailures) -> Answer:
     if not is_finite(observation.state.tobytes()):
         return PolicyError(f"the state of timestep {observation.timestep} is not finite", observation.timestep)
     try:
-        return session.answer(observation, request.release)
+        return session.answer(observation)
     except (Exception, SystemExit) as exc:  # noqa: BLE001 - its author reads it, its client hears of it
         return failures.as_error("inference", exc)

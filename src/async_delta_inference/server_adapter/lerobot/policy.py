@@ -1,0 +1,184 @@
+"""`LeRobotPolicy`: LeRobot's policies as a `Policy` of many sessions, on any transport."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from async_delta_inference.checkpoint_config import CheckpointConfig
+from async_delta_inference.errors import PolicyError, SetupRefusedError
+from async_delta_inference.server_adapter.lerobot.asking import REFUSED_TYPES, Way, way_of
+from async_delta_inference.server_adapter.lerobot.batches import answer_together
+from async_delta_inference.server_adapter.lerobot.checkpoint import PolicyIdentity, checkpoint_config
+from async_delta_inference.server_adapter.lerobot.loading import LoadedPolicy
+from async_delta_inference.server_adapter.lerobot.session import LeRobotSession, Surroundings
+from async_delta_inference.transport.failures import PolicyFailures
+from async_delta_inference.transport.finite import is_finite
+from async_delta_inference.transport.messages import Observation, SessionSpec
+from async_delta_inference.transport.policy import Answer, PolicyNeeds, Request
+
+__all__ = ["LeRobotPolicy"]
+
+logger = logging.getLogger(__name__)
+
+
+class LeRobotPolicy:
+    """Serves one checkpoint at a time, of any type that LeRobot or an installed plugin knows.
+
+    All sessions that ask for it are served, each with its own history, noise, names and chunks.
+    """
+
+    def __init__(self) -> None:
+        import lerobot.policies  # noqa: F401 - types are known once their configurations are imported
+        from lerobot.utils.import_utils import register_third_party_plugins
+
+        register_third_party_plugins()
+        self._failures = PolicyFailures()
+        self._loaded: LoadedPolicy | None = None
+        self._way: Way
+        self._surroundings: dict[object, Surroundings] = {}
+        self._sessions: set[LeRobotSession] = set()
+
+    @property
+    def loaded(self) -> LoadedPolicy | None:
+        """What is loaded; None before the first session."""
+        return self._loaded
+
+    def describe(self, spec: SessionSpec) -> PolicyNeeds:
+        """What the checkpoint's configuration says, nothing of it loaded.
+
+        Raises:
+            SetupRefusedError: The session names no checkpoint, or one that cannot be served.
+        """
+        described, policy_type = _described(spec)
+        return PolicyNeeds(
+            f"{policy_type} from {spec.pretrained_name_or_path}",
+            action_dim=described.action_dim,
+            n_obs_steps=described.n_obs_steps,
+        )
+
+    def open(self, spec: SessionSpec) -> LeRobotSession:
+        """Begin a session, and load its policy unless it is loaded.
+
+        Raises:
+            SetupRefusedError: Sessions with another policy are open, the policy cannot be loaded, or it cannot take
+                what the session observes; the message says which.
+        """
+        self.describe(spec).check(spec, carries_history=True)
+        described, policy_type = _described(spec)
+        wanted = PolicyIdentity.of(spec, policy_type)
+        if self._loaded is None or wanted != self._loaded.identity:
+            self._refuse_while_others_are_served(wanted)
+            # Before: two policies at once may be more than the memory holds.
+            self._loaded = None
+            self._surroundings.clear()
+            self._loaded = LoadedPolicy(wanted, described, spec.action_dim, spec.options.seed)
+            self._way = way_of(self._loaded)
+        session = self._make_session(self._loaded, spec)
+        self._sessions.add(session)
+        return session
+
+    def infer(self, requests: Sequence[Request]) -> Sequence[Answer]:
+        """Answer all requests, in one forward pass where the policy allows it, else one after the other.
+
+        What one of them raises is that one's answer.
+        """
+        answers: dict[int, Answer] = {}
+        asked = []
+        for i, request in enumerate(requests):
+            fault = _fault_of(request.observation)
+            if fault is None and _session_of(request).wants(request.observation):
+                asked.append(i)
+            else:
+                answers[i] = fault
+        answers.update(zip(asked, self._answers([requests[i] for i in asked]), strict=True))
+        return [answers[i] for i in range(len(requests))]
+
+    def _answers(self, requests: Sequence[Request]) -> Sequence[Answer]:
+        if len(requests) > 1 and self._loaded is not None and not (self._way.remembers or self._way.draws):
+            try:
+                return answer_together(self._loaded, self._way, requests)
+            except Exception:
+                logger.debug("a batch failed: asked one by one", exc_info=True)
+        return [_answer(request, self._failures) for request in requests]
+
+    def _make_session(self, loaded: LoadedPolicy, spec: SessionSpec) -> LeRobotSession:
+        """With surroundings that are shared by all that are alike, unless a processor remembers something."""
+        features, options = spec.features, spec.options
+        alike = (features.state_names, features.image_shapes, tuple(options.rename_map.items()))
+        around = self._surroundings.get(alike)
+        if around is None:
+            around = Surroundings.of(loaded, spec)
+            # A session of its own: what it draws is not drawn from the client's stream.
+            LeRobotSession(loaded, self._way, spec, around, lambda _: None).try_out()
+            _warn_of_sizes(loaded, around, spec)
+            if around.processors[0] is loaded.preprocessor:
+                self._surroundings[alike] = around
+        return LeRobotSession(loaded, self._way, spec, around, self._sessions.discard)
+
+    def _refuse_while_others_are_served(self, wanted: PolicyIdentity) -> None:
+        if self._loaded is None or not self._sessions:
+            return
+        count, loaded = len(self._sessions), self._loaded.identity
+        changed = ", whose files have changed since," if wanted.is_like(loaded) else ""
+        raise SetupRefusedError(
+            f"this server serves {loaded} to {count} session{'s' if count > 1 else ''}; {wanted}{changed} can be "
+            "served when they have ended, or by another server"
+        )
+
+
+def _described(spec: SessionSpec) -> tuple[CheckpointConfig, str]:
+    """What the checkpoint's file says, and of which type it is."""
+    if not spec.names_policy:
+        raise SetupRefusedError("this server serves LeRobot's checkpoints: give --pretrained_name_or_path")
+    from lerobot.configs import PreTrainedConfig
+
+    path = spec.pretrained_name_or_path
+    overrides = dict(text.split("=", 1) for text in spec.options.overrides)
+    described = checkpoint_config(path, overrides)
+    policy_type = described.policy_type or spec.policy_type
+    if not policy_type:
+        raise SetupRefusedError(f"the config.json of {path} says no type of policy: give --policy_type")
+    if spec.policy_type and spec.policy_type != policy_type:
+        raise SetupRefusedError(f"{path} is of type {policy_type}, not {spec.policy_type}")
+    if policy_type in REFUSED_TYPES:
+        raise SetupRefusedError(f"the policy type {policy_type} cannot be served: {REFUSED_TYPES[policy_type]}")
+    known = PreTrainedConfig.get_known_choices()
+    if policy_type not in known:
+        raise SetupRefusedError(
+            f"the policy type {policy_type!r} is not supported by this LeRobot, nor by an installed plugin; it knows "
+            f"{', '.join(sorted(known))}"
+        )
+    return described, policy_type
+
+
+def _session_of(request: Request) -> LeRobotSession:
+    assert isinstance(request.session, LeRobotSession)
+    return request.session
+
+
+def _fault_of(observation: Observation) -> PolicyError | None:
+    """The error that an observation deserves instead of an answer."""
+    for seen in observation.steps() if observation.history else (observation,):
+        if not is_finite(seen.state.tobytes()):
+            return PolicyError(f"the state of timestep {observation.timestep} is not finite", observation.timestep)
+    return None
+
+
+def _answer(request: Request, failures: PolicyFailures) -> Answer:
+    try:
+        return _session_of(request).answer(request.observation, request.release)
+    except (Exception, SystemExit) as exc:  # noqa: BLE001 - its author reads it, its client hears of it
+        return failures.as_error("inference", exc)
+
+
+def _warn_of_sizes(loaded: LoadedPolicy, around: Surroundings, spec: SessionSpec) -> None:
+    """An image of another size than the policy was trained with is served as lerobot-eval serves it: as it is."""
+    declared = {key: tuple(feature.shape) for key, feature in (loaded.config.input_features or {}).items()}
+    for name, (height, width, channels) in spec.features.image_shapes:
+        shape = declared.get(around.names.cameras[name])
+        if shape is not None and shape != (channels, height, width):
+            logger.warning(
+                "camera %r gives images of %dx%dx%d, %s was trained with %s: they are not resized",
+                *(name, height, width, channels, loaded.identity, shape),
+            )

@@ -1,0 +1,257 @@
+"""One client's session with a policy that others share: its history, its noise, its names, its filter."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from async_delta_inference import stages
+from async_delta_inference.errors import FeatureMismatchError, SetupRefusedError
+from async_delta_inference.input_names import InputNames, input_names
+from async_delta_inference.server_adapter.image_tables import PIXELWISE_STEPS, image_tables
+from async_delta_inference.server_adapter.lerobot.asking import FORGETFUL_TYPES, Way
+from async_delta_inference.server_adapter.lerobot.loading import LoadedPolicy
+from async_delta_inference.server_adapter.lerobot.noise import (
+    NoiseSource,
+    RequestNoise,
+    StreamNoise,
+    kept_random_state,
+)
+from async_delta_inference.server_adapter.processors import ELEMENTWISE_STEPS, Postprocessor, Preprocessor
+from async_delta_inference.server_adapter.similarity import SimilarityFilter
+from async_delta_inference.server_adapter.tensors import Preparation
+from async_delta_inference.transport.messages import Observation, SessionSpec
+from async_delta_inference.transport.policy import EpisodeStart
+
+__all__ = ["LeRobotSession", "Surroundings"]
+
+logger = logging.getLogger(__name__)
+
+_STATELESS_STEPS = PIXELWISE_STEPS | ELEMENTWISE_STEPS | {"SmolVLANewLineProcessor"}
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What stands around the policy, for sessions that observe alike and call it alike.
+
+    Args:
+        names: What the policy calls what they observe.
+        prepare: From an observation to the preprocessor's input.
+        preprocess: To the policy's.
+        postprocess: From the policy's chunk to actions.
+        processors: LeRobot's own two.
+    """
+
+    names: InputNames
+    prepare: Preparation
+    preprocess: Preprocessor
+    postprocess: Postprocessor
+    processors: tuple[Any, Any]
+
+    @classmethod
+    def of(cls, loaded: LoadedPolicy, spec: SessionSpec) -> Surroundings:
+        """Made for a session.
+
+        Raises:
+            SetupRefusedError: The policy cannot take what the session observes.
+        """
+        try:
+            names = input_names(spec.features, loaded.config.input_features or {}, spec.options.rename_map)
+            _check_channels(loaded, names, spec)
+            return cls._made(loaded, names, spec)
+        except FeatureMismatchError as exc:
+            raise SetupRefusedError(f"{loaded.identity}: {exc}") from exc
+        except Exception as exc:
+            raise _cannot_take(loaded, spec, exc) from exc
+
+    @classmethod
+    def _made(cls, loaded: LoadedPolicy, names: InputNames, spec: SessionSpec) -> Surroundings:
+        processors = _processors_of_a_session(loaded)
+        shapes = {names.cameras[name]: (c, h, w) for name, (h, w, c) in spec.features.image_shapes}
+        state = torch.linspace(-3, 3, spec.features.state_dim)[None]
+        rest: dict[str, Any] = {key: state[:, part].clone() for key, part in names.vectors.items()} | {"task": ["a"]}
+        tables = image_tables(processors[0], shapes, rest)
+        is_forgetful = loaded.identity.policy_type in FORGETFUL_TYPES
+        images = {key: torch.zeros(1, *shape) for key, shape in shapes.items()}
+        return cls(
+            names,
+            Preparation(names.cameras, names.vectors, tables, is_forgetful=is_forgetful),
+            Preprocessor(processors[0], {**rest, **images}),
+            Postprocessor(processors[1]),
+            processors,
+        )
+
+
+class LeRobotSession:
+    """A `PolicySession` of `LeRobotPolicy`.
+
+    Args:
+        loaded: The policy.
+        way: How it is asked.
+        spec: What the client asked for.
+        around: What stands around the policy for it.
+        on_close: Told when the session is over.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedPolicy,
+        way: Way,
+        spec: SessionSpec,
+        around: Surroundings,
+        on_close: Callable[[LeRobotSession], None],
+    ) -> None:
+        self.spec = spec
+        self.around = around
+        self.n_obs_steps = loaded.config.n_obs_steps
+        self._loaded = loaded
+        self._way = way
+        self._on_close = on_close
+        self._noise = _noise_of(loaded, spec) if way.draws else NoiseSource()
+        self._remembered: dict[str, Any] = {}
+        self._first_timestep: int | None = None
+        self._filter = SimilarityFilter()
+
+    def reset(self, episode: EpisodeStart) -> None:
+        """Forget the last episode, of this session alone where the policy remembers anything."""
+        if self._way.remembers:
+            self._remembered = self._loaded.memory.fresh()
+        else:
+            self._loaded.policy.reset()
+        for processor in self.around.processors:
+            processor.reset()
+        self._first_timestep = None
+        self._filter.forget()
+
+    def close(self) -> None:
+        """The session is over; the policy stays loaded for the next."""
+        self._on_close(self)
+
+    def wants(self, observation: Observation) -> bool:
+        """Whether an observation is to be answered: one that need not be is left to PolicyServer's filter."""
+        return self._filter.passes(observation.timestep, observation.must_go, observation.state)
+
+    def answer(self, observation: Observation, release: Callable[[], None]) -> NDArray[np.float32]:
+        """One observation's chunk.
+
+        Args:
+            observation: Its arrays are not used after ``release`` was called.
+            release: Called as soon as the images have become the policy's tensors.
+
+        Returns:
+            float32 (n, A).
+
+        Raises:
+            Exception: Whatever the policy raises.
+        """
+        timestep, recorder = observation.timestep, stages.recorder
+        with torch.no_grad(), self._loaded.autocast():
+            batches = self.inputs(observation, release)
+            if recorder is not None:
+                recorder.mark(stages.PREPROCESS, timestep)
+            chunk = self._ask(observation, batches)
+            if recorder is not None:
+                recorder.mark(stages.FORWARD, timestep)
+            return self.finish(observation, chunk)
+
+    def inputs(self, observation: Observation, release: Callable[[], None]) -> list[dict[str, Any]]:
+        """What the policy is given: of each observed step what the preprocessor makes of it, the oldest first."""
+        timestep, recorder = observation.timestep, stages.recorder
+        # The filter's own: a policy may write into the tensors that it is given.
+        state = observation.state.copy()
+        self._filter.begin(timestep)
+        if self._first_timestep is None:
+            self._first_timestep = timestep
+        prepare, task = self.around.prepare, observation.task
+        prepared = [
+            prepare(past, task) for past in observation.history[len(observation.history) + 1 - self.n_obs_steps :]
+        ]
+        prepared.append(prepare(observation, task))
+        release()
+        if recorder is not None:
+            recorder.mark(stages.PREPARE, timestep)
+        batches = [self.around.preprocess(batch, finished) for batch, finished in prepared]
+        self._filter.remember(state)
+        return batches
+
+    def finish(self, observation: Observation, chunk: torch.Tensor) -> NDArray[np.float32]:
+        """The policy's chunk (1, n, A) as actions (n, A)."""
+        actions = self.around.postprocess(chunk)
+        if (recorder := stages.recorder) is not None:
+            recorder.mark(stages.POSTPROCESS, observation.timestep)
+        return actions
+
+    def _ask(self, observation: Observation, batches: list[dict[str, Any]]) -> torch.Tensor:
+        way, rows = self._way, self.spec.actions_per_chunk
+        if not (way.remembers or way.draws):
+            with torch.inference_mode():
+                return way(batches, rows)
+        assert self._first_timestep is not None
+        memory = self._loaded.memory
+        if way.remembers:
+            memory.put(self._remembered)
+        self._noise.before(observation.episode, observation.timestep - self._first_timestep)
+        try:
+            with torch.inference_mode():
+                return way(batches, rows)
+        finally:
+            self._noise.after()
+            if way.remembers:
+                self._remembered = memory.take()
+
+    def try_out(self) -> None:
+        """Ask once, for nothing: what the policy cannot take is better known now than in an episode.
+
+        Raises:
+            SetupRefusedError: It cannot take what the session observes.
+        """
+        observation = Observation.empty(self.spec.features, self.n_obs_steps)
+        for seen in observation.steps():
+            seen.state[:] = 0
+            for image in seen.images.values():
+                image[:] = 0
+        try:
+            with kept_random_state():
+                self.reset(EpisodeStart(0, ""))
+                self.answer(observation, lambda: None)
+        except Exception as exc:
+            raise _cannot_take(self._loaded, self.spec, exc) from exc
+
+
+def _cannot_take(loaded: LoadedPolicy, spec: SessionSpec, exc: Exception) -> SetupRefusedError:
+    logger.info("cannot serve %s", spec, exc_info=exc)
+    return SetupRefusedError(
+        f"{loaded.identity} cannot take what the environment observes (cameras {dict(spec.features.images)}, a state "
+        f"of {spec.features.state_dim}): {type(exc).__name__}: {exc}"
+    )
+
+
+def _check_channels(loaded: LoadedPolicy, names: InputNames, spec: SessionSpec) -> None:
+    """A grey image would be stretched to three channels by the statistics of three, without a word."""
+    declared = loaded.config.input_features or {}
+    for name, (_, _, channels) in spec.features.image_shapes:
+        feature = declared.get(names.cameras[name])
+        if feature is not None and len(feature.shape) == 3 and feature.shape[0] != channels:
+            raise FeatureMismatchError(
+                f"the environment's camera {name!r} has {channels} channels, the policy's image has shape "
+                f"{tuple(feature.shape)}"
+            )
+
+
+def _noise_of(loaded: LoadedPolicy, spec: SessionSpec) -> NoiseSource:
+    seed = spec.options.seed
+    return StreamNoise(loaded.stream(seed)) if spec.options.noise == "stream" else RequestNoise(seed)
+
+
+def _processors_of_a_session(loaded: LoadedPolicy) -> tuple[Any, Any]:
+    """Shared where no step remembers anything; else copies, made together, since steps of the two may be linked."""
+    both = (loaded.preprocessor, loaded.postprocessor)
+    steps = {type(step).__name__ for processor in both for step in processor.steps}
+    return both if steps <= _STATELESS_STEPS else copy.deepcopy(both)

@@ -1,0 +1,114 @@
+"""`LeRobotPolicy` held to lerobot-eval: the same episodes of PushT, bit for bit, policy type by policy type.
+
+The table of docs/compatibility.md holds what is tested here. The policies are small and random. Equal actions from the
+second inference on also mean equal observations: the policy computes them from what it sees.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from lerobot.envs.configs import PushtEnv
+from numpy.typing import NDArray
+from pusht_policies import KINDS, build_for_pusht
+
+from async_delta_inference.client import EpisodeResult, SimClient, SimClientConfig
+from async_delta_inference.server_adapter.lerobot import LeRobotPolicy
+from async_delta_inference.transport import serve
+
+EPISODES, STEPS, SEED = 3, 22, 1000
+PACKAGES = {"smolvla": "num2words", "diffusion": "diffusers", "multi_task_dit": "diffusers"}
+
+Recorded = list[tuple[NDArray[np.float32], NDArray[np.float64]]]
+"""Actions (T, A) and rewards (T,) of each episode."""
+
+
+@pytest.fixture(scope="module")
+def served() -> LeRobotPolicy:
+    return LeRobotPolicy()
+
+
+@pytest.fixture(params=list(KINDS))
+def kind(request: pytest.FixtureRequest) -> str:
+    package = PACKAGES.get(KINDS[request.param][0])
+    if package is not None and find_spec(package) is None:
+        pytest.skip(f"{request.param} needs {package}")
+    return str(request.param)
+
+
+def test_episodes_are_lerobot_evals(kind: str, served: LeRobotPolicy, tmp_path: Path, runtime_folder: Path) -> None:
+    checkpoint = build_for_pusht(kind, tmp_path / "policy")
+    theirs = rollouts(checkpoint)
+    for scheme in ("inproc", "shm"):
+        ours = evaluated(served, checkpoint, scheme, tmp_path)
+        assert_same(ours, theirs)
+    assert len(theirs[0][0]) == STEPS
+
+
+def evaluated(served: LeRobotPolicy, checkpoint: Path, scheme: str, folder: Path, **flags: Any) -> list[EpisodeResult]:
+    """In parity mode, with lerobot-eval's one stream of noise."""
+    with serve(served, f"{scheme}://parity") as server:
+        config = SimClientConfig(
+            env=PushtEnv(episode_length=STEPS),
+            pretrained_name_or_path=str(checkpoint),
+            n_episodes=EPISODES,
+            server_address=server.uris[0],
+            output_dir=folder / scheme,
+            progress=False,
+            clock="simulated",
+            inference_delay="0",
+            chunk_size_threshold=0.0,
+            aggregate_fn_name="latest_only",
+            noise="stream",
+            **flags,
+        )
+        return SimClient(config).run().episodes
+
+
+def assert_same(ours: list[EpisodeResult], theirs: Recorded) -> None:
+    assert len(ours) == len(theirs)
+    for episode, (actions, rewards) in zip(ours, theirs, strict=True):
+        assert episode.actions.tobytes() == actions.tobytes()
+        assert episode.rewards.tobytes() == rewards.tobytes()
+
+
+def rollouts(checkpoint: Path) -> Recorded:
+    """The episodes of lerobot-eval's own functions, called as its command calls them."""
+    from lerobot.configs import PreTrainedConfig
+    from lerobot.envs.factory import make_env, make_env_pre_post_processors
+    from lerobot.policies import make_policy, make_pre_post_processors
+    from lerobot.scripts.lerobot_eval import rollout
+    from lerobot.utils.random_utils import set_seed
+
+    env_config = PushtEnv(episode_length=STEPS)
+    config: Any = PreTrainedConfig.from_pretrained(checkpoint)
+    config.pretrained_path = checkpoint
+    set_seed(SEED)
+    with contextlib.redirect_stdout(io.StringIO()):
+        (tasks,) = make_env(env_config, n_envs=1).values()
+    (vector,) = tasks.values()
+    policy = make_policy(cfg=config, env_cfg=env_config)
+    policy.eval()
+    processors = make_pre_post_processors(
+        config,
+        pretrained_path=str(checkpoint),
+        preprocessor_overrides={
+            "device_processor": {"device": "cpu"},
+            "rename_observations_processor": {"rename_map": {}},
+        },
+    )
+    # XVLA brings processors for LIBERO to every environment, and fails with them in any other.
+    is_xvla = config.type == "xvla"
+    env_processors = env_config.get_env_processors() if is_xvla else make_env_pre_post_processors(env_config, config)
+    recorded = []
+    for episode in range(EPISODES):
+        result = rollout(vector, policy, *env_processors, *processors, seeds=[SEED + episode])
+        recorded.append((result["action"].numpy()[0], result["reward"].numpy()[0]))
+    vector.close()
+    return recorded
