@@ -187,20 +187,20 @@ def test_mistake_on_the_command_line_is_one_line(
 
 
 def test_missing_lerobot_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    from async_delta_inference.client.cli import _parse
+    from async_delta_inference.client.cli import parse_evaluation
 
     monkeypatch.setitem(sys.modules, "lerobot.envs.configs", None)
     with pytest.raises(MissingExtraError, match="async-delta-eval needs the extra 'lerobot'"):
-        _parse(COMMAND)
+        parse_evaluation(COMMAND)
 
 
 def test_delay_on_the_command_line_is_a_number_or_auto() -> None:
-    from async_delta_inference.client.cli import _parse
+    from async_delta_inference.client.cli import parse_evaluation
 
     arguments = [*COMMAND, "--clock=simulated"]
-    assert _parse([*arguments, "--inference_delay=3"]).inference_delay == "3"
-    assert _parse([*arguments, "--inference_delay=auto"]).inference_delay == "auto"
-    assert _parse([*arguments, "--inference_delay_s=0.2"]).inference_delay_s == 0.2
+    assert parse_evaluation([*arguments, "--inference_delay=3"]).inference_delay == "3"
+    assert parse_evaluation([*arguments, "--inference_delay=auto"]).inference_delay == "auto"
+    assert parse_evaluation([*arguments, "--inference_delay_s=0.2"]).inference_delay_s == 0.2
 
 
 def test_help_tells_every_flag(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,7 @@ from async_delta_inference.client.sim_client import SimClient
 from async_delta_inference.command_line import EXIT_FAILED, parse_arguments, run_command
 from async_delta_inference.errors import MissingExtraError
 
-__all__ = ["main"]
+__all__ = ["main", "parse_evaluation"]
 
 _PROGRAM = "async-delta-eval"
 
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if asks_for_help(words):
         return run_command(lambda: _help(words))
     with forks_allowed():
-        return run_command(lambda: _evaluate(_parse(words)))
+        return run_command(lambda: _evaluate(parse_evaluation(words)))
 
 
 def _help(arguments: Sequence[str]) -> int:
@@ -55,7 +55,13 @@ def _env_config() -> Any:
     return EnvConfig
 
 
-def _parse(arguments: Sequence[str]) -> SimClientConfig:
+def parse_evaluation(arguments: Sequence[str]) -> SimClientConfig:
+    """The configuration that a command line of ``async-delta-eval`` is.
+
+    Raises:
+        ConfigError: A flag is unknown, missing, or cannot have that value.
+        MissingExtraError: LeRobot is not installed.
+    """
     EnvConfig = _env_config()  # noqa: N806 - the class
 
     @dataclass(kw_only=True)

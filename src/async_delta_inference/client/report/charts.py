@@ -101,7 +101,9 @@ def line_chart(lines: Sequence[Line], *, title: str, x_label: str, y_label: str,
     parts = [_open(title, HEIGHT + 20 * len(lines) * (len(lines) > 1))]
     for y in _ticks(0.0, y_high):
         _, at = place(x_low, y)
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
+        parts.append(
+            f'<line class="grid" stroke="#8884" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>'
+        )
         parts.append(f'<text x="{LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{y:g}</text>')
     for x in _ticks(x_low, x_high):
         at, _ = place(x, 0.0)
@@ -135,12 +137,13 @@ def _drawn(line: Line, colour: str, place: object) -> Iterator[str]:
 def _open(title: str, height: float) -> str:
     return (
         f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{escape(title)}" '
-        f'xmlns="http://www.w3.org/2000/svg"><title>{escape(title)}</title>'
+        f'xmlns="http://www.w3.org/2000/svg" font-family="sans-serif" font-size="13"><title>{escape(title)}</title>'
     )
 
 
 def _whisker(low: float, high: float, y: float) -> str:
-    return f'<path class="whisker" d="M{low:.1f} {y - 4:.1f}v8M{low:.1f} {y:.1f}H{high:.1f}M{high:.1f} {y - 4:.1f}v8"/>'
+    path = f"M{low:.1f} {y - 4:.1f}v8M{low:.1f} {y:.1f}H{high:.1f}M{high:.1f} {y - 4:.1f}v8"
+    return f'<path class="whisker" fill="none" stroke="#333" d="{path}"/>'
 
 
 def _short(text: str, longest: int) -> str:

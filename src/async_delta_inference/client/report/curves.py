@@ -31,8 +31,8 @@ def delay_of(run: FinishedRun) -> float | None:
     return float(delays.pop()) if len(delays) == 1 else None
 
 
-def delay_charts(runs: Sequence[tuple[str, FinishedRun]]) -> Iterator[str]:
-    """A chart a figure; runs that differ in more than the delay are lines of their own.
+def delay_charts(runs: Sequence[tuple[str, FinishedRun]]) -> Iterator[tuple[str, str]]:
+    """A chart a figure, with the figure's name; runs that differ in more than the delay are lines of their own.
 
     Args:
         runs: With their names. Nothing is drawn of fewer than two delays.
@@ -50,7 +50,8 @@ def delay_charts(runs: Sequence[tuple[str, FinishedRun]]) -> Iterator[str]:
                 lines.append(Line(name, drawn))
         if lines:
             top = 100.0 if figure == "success" else None
-            yield line_chart(lines, title=label, x_label="inference delay, steps", y_label=label, y_top=top)
+            chart = line_chart(lines, title=label, x_label="inference delay, steps", y_label=label, y_top=top)
+            yield figure, chart
 
 
 def _point(figure: str, delay: float, figures: RunFigures) -> Point | None:

@@ -61,7 +61,7 @@ def report_page(runs: Sequence[ReportedRun]) -> str:
     sections = [
         _section("Results", _summary(runs)),
         _section("Success by task", _success(runs)),
-        _section("Against delay", "".join(delay_charts([(r.name, r.run) for r in runs]))),
+        _section("Against delay", "".join(chart for _, chart in delay_charts([(r.name, r.run) for r in runs]))),
         *(_section(f"Videos of {run.name}", _videos(run.clips)) for run in runs if run.clips),
         *(_section(f"Latency and queue of {run.name}", _pictures(run)) for run in runs),
         _section("Where time went", _times(runs)),
