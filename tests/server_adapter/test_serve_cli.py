@@ -15,7 +15,7 @@ import pytest
 from async_delta_inference.errors import ConfigError
 from async_delta_inference.server_adapter import cli
 from async_delta_inference.server_adapter.cli import ServeConfig, main
-from async_delta_inference.transport import FunctionPolicy, known_schemes
+from async_delta_inference.transport import FunctionPolicy, GrpcOptions, LinkOptions, TlsOptions, known_schemes
 from async_delta_inference.transport.registry import backend
 
 # Which transports, and where.
@@ -60,6 +60,46 @@ def test_mistake_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str])
     assert main(["--transport=pigeon"]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line == f"error: unknown --transport=pigeon; known are: {', '.join(known_schemes())}"
+
+
+# Who may come.
+
+
+@pytest.fixture
+def quick_policy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the place of LeRobot's, which takes long to load."""
+    monkeypatch.setattr(cli, "_make_policy", lambda: FunctionPolicy(lambda observation: [[0.0]]))
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--server_address=0.0.0.0:0"], "--insecure=true"),
+        (["--grpc.dialect=pigeon"], "--grpc.dialect=pigeon; known are: auto, native, lerobot"),
+        (["--grpc.token_file=/nowhere/token"], "--grpc.token_file=/nowhere/token cannot be read"),
+        (["--tls.cert=cert.pem"], "--tls.cert and --tls.key belong together"),
+    ],
+)
+@pytest.mark.usefixtures("quick_policy")
+def test_link_that_cannot_work_is_one_line(flags: list[str], named: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--transport=grpc", *flags]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert named in line
+
+
+@pytest.mark.usefixtures("quick_policy")
+def test_flags_of_a_link_reach_the_listener(monkeypatch: pytest.MonkeyPatch) -> None:
+    def make(*arguments: Any, link: LinkOptions, **more: Any) -> Any:
+        made.append(link)
+        raise ConfigError("seen")
+
+    made: list[LinkOptions] = []
+    monkeypatch.setattr(cli, "make_server", make)
+    main(["--grpc.dialect=native", "--grpc.token_file=t", "--tls.cert=c", "--tls.key=k", "--insecure=true"])
+    expected = LinkOptions(
+        GrpcOptions(dialect="native", token_file=Path("t")), TlsOptions(Path("c"), Path("k")), insecure=True
+    )
+    assert made == [expected]
 
 
 # A transport of somebody else's.

@@ -29,11 +29,11 @@ from async_delta_inference.transport.grpc.observations import Packed
 from async_delta_inference.transport.messages import ActionChunk
 from async_delta_inference.transport.testing import (
     CONTRACT_POLICY,
-    ScriptedPolicy,
     contract_observation,
     expect_answer,
 )
 from async_delta_inference.transport.testing.messages import scripted_actions
+from async_delta_inference.transport.testing.policy import scripted_function
 
 TOKEN = "fuzz" * 8
 CALL_S = 2.0
@@ -203,7 +203,7 @@ def fuzz(seconds: float, seed: int, folder: Path, threads: int = 3) -> dict[str,
     process = psutil.Process()
     memory_mb: list[float] = []
     hostile = HostileServer(seed)
-    with serve(ScriptedPolicy(), "grpc://127.0.0.1:0", max_sessions=8, link=link) as server:
+    with serve(scripted_function, "grpc://127.0.0.1:0", max_sessions=8, link=link) as server:
         address = server.uris[0].removeprefix("grpc://")
 
         def attack(number: int) -> None:

@@ -34,7 +34,7 @@ from async_delta_inference.client.run.embedded_server import EmbeddedServer
 from async_delta_inference.client.run.interrupts import KeptInterrupts, interrupts_held, interrupts_kept
 from async_delta_inference.client.run.session_spec import session_spec
 from async_delta_inference.errors import ConfigError
-from async_delta_inference.transport import Transport, open_transport
+from async_delta_inference.transport import LinkOptions, Transport, open_transport
 
 __all__ = ["SimClient"]
 
@@ -163,7 +163,9 @@ class SimClient:
         spec = session_spec(config, self._started_environments(), checkpoint)
         if self._server is not None:
             # A child that died does not come back.
-            options = replace(config.transport_options(), reconnect_timeout_s=0.0)
+            # It takes what certificates are for by itself: a socket that nobody else can reach.
+            link = LinkOptions(config.grpc)
+            options = replace(config.transport_options(), reconnect_timeout_s=0.0, link=link)
             self._transport = open_transport(self._server.wait_until_ready(config.setup_timeout_s), options)
         assert self._transport is not None
         self._transport.connect(spec)

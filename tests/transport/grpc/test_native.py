@@ -26,7 +26,7 @@ from async_delta_inference.transport import (
     open_transport,
     serve,
 )
-from async_delta_inference.transport.grpc import GrpcTransport, native
+from async_delta_inference.transport.grpc import GrpcListener, GrpcTransport, native
 from async_delta_inference.transport.grpc.server import native_service
 from async_delta_inference.transport.testing import (
     CONTRACT_POLICY,
@@ -225,6 +225,24 @@ def test_seat_of_a_session_without_a_client_is_given_away(
 
         eventually(has_come)
         first.close()
+
+
+def test_nothing_is_kept_of_sessions_that_are_over(policy: ScriptedPolicy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native_service, "RESUME_ON_THIS_MACHINE_S", 0.2)
+    with (
+        serve(policy, ANYWHERE, max_sessions=1) as server,
+        TcpRelay(int(server.uris[0].rpartition(":")[2])) as relay,
+    ):
+        (listener,) = server.listeners
+        assert isinstance(listener, GrpcListener)
+        service = listener._services[0]
+        for _ in range(3):
+            client = connect(f"grpc://{relay.address}", CONTRACT_POLICY, TransportOptions(reconnect_timeout_s=0.0))
+            relay.break_off()
+            client.close()
+            eventually(lambda: policy.sessions()[-1].closed == 1)
+            connect(server.uris[0], CONTRACT_POLICY).close()
+        eventually(lambda: not service._sessions)
 
 
 # Frames.

@@ -57,6 +57,7 @@ class NativeService:
         with self._lock:
             sessions = list(self._sessions.values())
         for session in sessions:
+            session.stop_waiting()
             session.end(reason)
 
     def converse(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:

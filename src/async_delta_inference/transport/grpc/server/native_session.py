@@ -130,10 +130,10 @@ class NativeSession(MailboxSession):
             self._sent.append((self._number, data))
         return data
 
-    def end(self, reason: str) -> None:  # noqa: D102
+    def stop_waiting(self) -> None:
+        """Do not wait for another stream any longer: the server stops."""
         with self._condition:
             self._cancel_timer()
-        super().end(reason)
 
     @property
     def end_reason(self) -> str | None:
