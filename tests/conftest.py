@@ -30,6 +30,17 @@ settings.register_profile("project", deadline=None)
 settings.load_profile("project")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def findings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What is found out of environments is not kept for the user."""
+    from async_delta_inference.client.environments import proof_cache
+
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("cache")
+        patch.setattr(proof_cache, "cache_folder", lambda: folder)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def leaves_nothing_behind() -> Iterator[None]:
     """Fails a test that leaves a thread, a process or a shared-memory file of this project's."""

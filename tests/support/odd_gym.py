@@ -58,14 +58,15 @@ class Plain(gymnasium.Env[Any, Any]):
 ODD: dict[str, type[Plain]] = {"Plain": Plain}
 
 
-def odd(name: str, **members: Any) -> str:
+def odd(name: str, class_: type[Plain] | None = None, **members: Any) -> str:
     """A Plain environment with other members, registered; its id.
 
     Args:
         name: Of the environment, without a version.
+        class_: The environment instead.
         members: Attributes and methods that differ.
     """
-    ODD[name] = type(name, (Plain,), members)
+    ODD[name] = class_ or type(name, (Plain,), members)
     gymnasium.register(f"odd_gym/{name}-v0", ODD[name], max_episode_steps=STEPS, disable_env_checker=True)
     return f"odd_gym/{name}-v0"
 

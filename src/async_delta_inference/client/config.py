@@ -270,7 +270,7 @@ class SimClientConfig(PolicyFlags):
 
     def environment_options(self) -> EnvironmentOptions:
         """What is wished of the environments, besides their own configuration."""
-        return EnvironmentOptions(success_key=self.success_key, render_device=self.render_device)
+        return EnvironmentOptions(self.success_key, self.render_device, self.render == "on_demand")
 
     def control_options(self) -> ControlOptions:
         """What the control loop needs to know of all this."""

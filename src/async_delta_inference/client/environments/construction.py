@@ -45,6 +45,7 @@ class LeRobotTask:
         env: The gymnasium environment, built as for ``lerobot-eval`` with one environment per task.
         rebuild: Builds it once more.
         fps: Control steps per simulated second.
+        configuration: How it was made, in words.
     """
 
     group: str
@@ -52,6 +53,7 @@ class LeRobotTask:
     env: gymnasium.Env[Any, Any]
     rebuild: Callable[[], gymnasium.Env[Any, Any]]
     fps: float
+    configuration: str = ""
 
 
 def require_packages(extra: str, *packages: str, what: str) -> None:
@@ -86,18 +88,25 @@ def build_tasks(env_config: Any) -> list[LeRobotTask]:
     with _refusals_as_config_errors(env_config.type), contextlib.redirect_stdout(io.StringIO()):
         groups = make_env(env_config, n_envs=1, use_async_envs=False)
     return [
-        _task_of(vector, group, index, float(env_config.fps))
+        _task_of(vector, group, index, env_config)
         for group, vectors in groups.items()
         for index, vector in vectors.items()
     ]
 
 
-def _task_of(vector: Any, group: str, index: int, fps: float) -> LeRobotTask:
+def _task_of(vector: Any, group: str, index: int, env_config: Any) -> LeRobotTask:
     from gymnasium.vector import SyncVectorEnv
 
     if not isinstance(vector, SyncVectorEnv) or vector.num_envs != 1:
         raise ConfigError(f"environment {group}/{index} is a {type(vector).__name__}; needed is a SyncVectorEnv of one")
-    return LeRobotTask(group, index, env=vector.envs[0], rebuild=vector.env_fns[0], fps=fps)
+    return LeRobotTask(
+        group,
+        index,
+        env=vector.envs[0],
+        rebuild=vector.env_fns[0],
+        fps=float(env_config.fps),
+        configuration=f"{env_config!r} {group}/{index}",
+    )
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from lerobot.configs import PolicyFeature
 from lerobot.envs.configs import EnvConfig
 
 from async_delta_inference.client.environments.picture import as_picture
+from async_delta_inference.client.environments.unseen_frames import seen_or_last
 
 __all__ = ["GymnasiumEnv", "RenderedCamera", "StateFromInfo"]
 
@@ -95,7 +96,7 @@ class StateFromInfo(gymnasium.ObservationWrapper[Any, Any, Any]):
     def __init__(self, env: gymnasium.Env[Any, Any], key: str) -> None:
         super().__init__(env)
         self._key = key
-        _, info = env.reset()
+        _, info = env.reset(seed=0)
         state = np.asarray(info.get(key, None))
         if state.dtype.kind not in "iuf" or state.ndim != 1:
             raise ValueError(f"--env.state_from_info={key}: its info has {', '.join(info) or 'nothing'}, or no vector")
@@ -122,9 +123,12 @@ class RenderedCamera(gymnasium.ObservationWrapper[Any, Any, Any]):
         ValueError: It renders no picture.
     """
 
+    renders_for_observation = True
+
     def __init__(self, env: gymnasium.Env[Any, Any], name: str) -> None:
         super().__init__(env)
-        env.reset()
+        # Seeded: gymnasium's MuJoCo cameras look, for good, at where the robot is when the first picture is taken.
+        env.reset(seed=0)
         modes = ", ".join(env.metadata.get("render_modes", [])) or "none"
         try:
             picture = as_picture(env.render())
@@ -135,12 +139,14 @@ class RenderedCamera(gymnasium.ObservationWrapper[Any, Any, Any]):
             ) from exc
         space = env.observation_space
         state = space["agent_pos"] if isinstance(space, Dict) else space
+        self._last = picture
         self.observation_space = Dict(pixels=Box(0, 255, picture.shape, np.uint8), agent_pos=state)
 
     def observation(self, observation: Any) -> dict[str, Any]:
         """The state that it observes, and the picture."""
         state = observation["agent_pos"] if isinstance(observation, Mapping) else observation
-        return {"pixels": as_picture(self.env.render()), "agent_pos": state}
+        self._last = seen_or_last(self._last, lambda: as_picture(self.env.render()))
+        return {"pixels": self._last, "agent_pos": state}
 
 
 def _with_camera(env: gymnasium.Env[Any, Any], name: str) -> gymnasium.Env[Any, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from async_delta_inference.client.environments.base import Environment, StepResu
 from async_delta_inference.client.environments.construction import LeRobotTask
 from async_delta_inference.client.environments.declared import Declared, example_of
 from async_delta_inference.client.environments.episode import EpisodeSpec
+from async_delta_inference.client.environments.frame_proof import FrameProof, prove_frames
 from async_delta_inference.client.environments.guarded import simulator_errors
 from async_delta_inference.client.environments.observation import (
     LIBERO_STATE_NAMES,
@@ -24,6 +26,8 @@ from async_delta_inference.client.environments.observation import (
 )
 from async_delta_inference.client.environments.outcome import SUCCESS_KEYS, step_result
 from async_delta_inference.client.environments.picture import as_picture
+from async_delta_inference.client.environments.proof_cache import cached_proof, identity, keep_proof
+from async_delta_inference.client.environments.unseen_frames import frames_unseen, has_skippable_frames
 from async_delta_inference.errors import ConfigError, EpisodeError, FrameError
 from async_delta_inference.transport import Observation, ObservationFeatures
 
@@ -31,6 +35,8 @@ if TYPE_CHECKING:
     import gymnasium
 
 __all__ = ["EnvironmentTraits", "HoldAction", "LeRobotEnvironment"]
+
+logger = logging.getLogger(__name__)
 
 HoldAction = Callable[[NDArray[np.float32], NDArray[np.float32] | None], NDArray[np.float32]]
 """From the state (S,) and the last executed action (A,), None before the first, to the action (A,) that holds still."""
@@ -62,7 +68,8 @@ class EnvironmentTraits:
 class LeRobotEnvironment(Environment):
     """A gymnasium environment with LeRobot's observation layout, run as ``lerobot-eval`` runs it.
 
-    Frames are rendered on demand where the traits or a subclass' `_want_frames` say how.
+    Frames are rendered on demand where the traits or a subclass' `_want_frames` say how, and, once
+    `render_on_demand` was called, where it has been proven that leaving them out changes nothing.
 
     Args:
         task: What LeRobot built.
@@ -79,6 +86,8 @@ class LeRobotEnvironment(Environment):
     def __init__(self, task: LeRobotTask, traits: EnvironmentTraits | None = None) -> None:
         self._traits = traits or EnvironmentTraits()
         self._rebuild = task.rebuild
+        self._configuration = task.configuration
+        self._proof: FrameProof | None = FrameProof(False)
         self._env: gymnasium.Env[Any, Any] | None = task.env
         self._raw: Mapping[str, Any] | None = None
         self._state: NDArray[np.float32] | None = None
@@ -99,13 +108,28 @@ class LeRobotEnvironment(Environment):
         """Group and index, for messages."""
         return f"{self.task_group}/{self.task_id}"
 
+    def render_on_demand(self) -> None:
+        """From the next reset on, leave out the frames that nobody looks at, if it proves to change nothing.
+
+        The proof is made by simulators of their own, in a minute at most for all but the slowest, and kept.
+        """
+        if self._traits.want_frames is None and type(self)._want_frames is LeRobotEnvironment._want_frames:
+            self._proof = None
+
+    @property
+    def repeatable(self) -> bool | None:
+        """Whether the same seed and actions give the same; None where nobody tried."""
+        return None if self._proof is None else self._proof.repeatable
+
     def reset(self, spec: EpisodeSpec, *, render: bool = True) -> None:  # noqa: D102
         from lerobot.envs.utils import NEW_ROLLOUT_OPTION
 
+        if self._proof is None:
+            self._proof = self._prove()
         if self._env is None:
             self._env = self._rebuild()
         self._last_action = None
-        with self._simulator_errors("reset"):
+        with self._simulator_errors("reset"), frames_unseen(self._skips and not render):
             self._want_frames(render, resetting=True)
             given: Any = self._env.reset(seed=spec.seed, options={NEW_ROLLOUT_OPTION: True})
         # Before gymnasium it was the observation alone, and a dictionary of two unpacks into its keys.
@@ -116,7 +140,7 @@ class LeRobotEnvironment(Environment):
 
     def step(self, action: NDArray[np.float32], *, render: bool = True) -> StepResult:  # noqa: D102
         env = self._running()
-        with self._simulator_errors("step"):
+        with self._simulator_errors("step"), frames_unseen(self._skips and not render):
             self._want_frames(render, resetting=False)
             raw, reward, terminated, truncated, info = env.step(action)
         self._take(raw, render)
@@ -156,6 +180,30 @@ class LeRobotEnvironment(Environment):
         env, self._env, self._raw, self._state = self._env, None, None, None
         if env is not None:
             env.close()
+
+    @property
+    def _skips(self) -> bool:
+        return self._proof is not None and self._proof.skips
+
+    def _prove(self) -> FrameProof:
+        """Whether frames may be left out; closes the simulator, since no two share a rendering context in peace."""
+        from lerobot.envs.utils import NEW_ROLLOUT_OPTION
+
+        if self._env is None:
+            self._env = self._rebuild()
+        if not has_skippable_frames(self._env):
+            return FrameProof(False)
+        key = identity(self._env, self._configuration)
+        proof = cached_proof(key)
+        if proof is None:
+            env, self._env = self._env, None
+            with self._simulator_errors("close"):
+                env.close()
+            proof = prove_frames(self._rebuild, self._converted, {NEW_ROLLOUT_OPTION: True})
+            keep_proof(key, proof)
+        if proof.reason:
+            logger.warning("%s: every frame is rendered: %s", self.name, proof.reason)
+        return proof
 
     def _want_frames(self, wanted: bool, *, resetting: bool) -> None:
         """Tell the simulator whether the next reset or step needs to render."""

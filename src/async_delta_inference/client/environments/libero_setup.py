@@ -11,12 +11,12 @@ import hashlib
 import io
 import logging
 import os
-import tempfile
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from async_delta_inference.client.environments.cache_folder import cache_folder
 from async_delta_inference.client.environments.construction import require_packages
 from async_delta_inference.client.environments.headless import cuda_devices_unseen, require_renderer
 from async_delta_inference.errors import ConfigError
@@ -116,10 +116,7 @@ def _default_paths(root: Path) -> dict[str, Path]:
 
 def _private_folder(root: Path) -> Path:
     """One per installation, since the file holds its paths."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    if not os.access(cache if cache.exists() else cache.parent, os.W_OK):
-        cache = Path(tempfile.gettempdir())
-    return cache / "async-delta-inference" / f"libero-{hashlib.sha1(str(root).encode()).hexdigest()[:12]}"
+    return cache_folder() / f"libero-{hashlib.sha1(str(root).encode()).hexdigest()[:12]}"
 
 
 def _package_folder(package: str) -> Path:

@@ -56,10 +56,12 @@ class EnvironmentOptions:
     Args:
         success_key: Where the info of a step says whether the task is solved; None: where environments usually do.
         render_device: EGL device that renders; None: see `choose_renderer`.
+        render_on_demand: Whether to leave out frames that nobody looks at, where that is proven to change nothing.
     """
 
     success_key: str | None = None
     render_device: int | None = None
+    render_on_demand: bool = False
 
 
 def make_environments(env_config: Any, options: EnvironmentOptions | None = None) -> list[Environment]:
@@ -84,6 +86,10 @@ def make_environments(env_config: Any, options: EnvironmentOptions | None = None
     if not environments:
         raise ConfigError(f"{flag} names no tasks")
     _obey_episode_length(env_config, environments, flag)
+    if options.render_on_demand:
+        for environment in environments:
+            if hasattr(environment, "render_on_demand"):
+                environment.render_on_demand()
     if options.success_key is not None:
         _listen_for(options.success_key, environments, flag)
     return environments
