@@ -10,10 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import draccus
 import torch
 from lerobot.envs.configs import EnvConfig
 
+from async_delta_inference.client.environments import known_environments, make_environments
+from async_delta_inference.command_line import parse_arguments
 from async_delta_inference.transport import ObservationFeatures
 
 
@@ -106,10 +107,8 @@ class RandomActConfig:
 
 def main() -> None:
     """Build the checkpoint unless it is there."""
-    import async_delta_inference.client.environments.gymnasium_id  # noqa: F401 - a choice of --env.type
-
-    config = draccus.parse(RandomActConfig)
-    from async_delta_inference.client.environments.registry import make_environments
+    known_environments()  # Plugins', too, and any gymnasium id.
+    config = parse_arguments(RandomActConfig, None, "random_act.py")
 
     if (config.output_dir / "config.json").is_file():
         print(f"{config.output_dir} is there")

@@ -5,16 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from async_delta_inference.client.config import SimClientConfig
-from async_delta_inference.client.environments.headless import choose_renderer
+from async_delta_inference.client.environments.plugins import known_environments
 from async_delta_inference.client.flag_help import asks_for_help, environment_help, evaluation_help, named_environment
 from async_delta_inference.client.record.eval_info import EVAL_INFO_NAME
 from async_delta_inference.client.run.child_process import forks_allowed
 from async_delta_inference.client.sim_client import SimClient
 from async_delta_inference.command_line import EXIT_FAILED, parse_arguments, run_command
-from async_delta_inference.errors import MissingExtraError
 
 __all__ = ["main", "parse_evaluation"]
 
@@ -36,23 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _help(arguments: Sequence[str]) -> int:
     name = named_environment(arguments)
-    print(environment_help(_PROGRAM, _env_config(), name) if name else evaluation_help(_PROGRAM), end="")
+    print(environment_help(_PROGRAM, known_environments(_PROGRAM), name) if name else evaluation_help(_PROGRAM), end="")
     return 0
-
-
-def _env_config() -> Any:
-    """LeRobot's, after all that registers with it was imported: plugin packages', and any gymnasium id."""
-    try:
-        from lerobot.envs.configs import EnvConfig
-        from lerobot.utils.import_utils import register_third_party_plugins
-    except ModuleNotFoundError as exc:
-        raise MissingExtraError("lerobot", _PROGRAM) from exc
-
-    choose_renderer()  # Before a plugin package imports its simulator.
-    register_third_party_plugins()
-    import async_delta_inference.client.environments.gymnasium_id  # noqa: F401
-
-    return EnvConfig
 
 
 def parse_evaluation(arguments: Sequence[str]) -> SimClientConfig:
@@ -62,7 +45,7 @@ def parse_evaluation(arguments: Sequence[str]) -> SimClientConfig:
         ConfigError: A flag is unknown, missing, or cannot have that value.
         MissingExtraError: LeRobot is not installed.
     """
-    EnvConfig = _env_config()  # noqa: N806 - the class
+    EnvConfig = known_environments(_PROGRAM)  # noqa: N806 - the class
 
     @dataclass(kw_only=True)
     class Evaluation(SimClientConfig):

@@ -4,6 +4,7 @@ from async_delta_inference.client.environments.base import Environment, StepResu
 from async_delta_inference.client.environments.construction import LeRobotTask, build_tasks
 from async_delta_inference.client.environments.episode import EpisodeSpec
 from async_delta_inference.client.environments.lerobot_env import EnvironmentTraits, LeRobotEnvironment
+from async_delta_inference.client.environments.plugins import known_environments
 from async_delta_inference.client.environments.registry import (
     EnvironmentOptions,
     make_environments,
@@ -19,6 +20,7 @@ __all__ = [
     "LeRobotTask",
     "StepResult",
     "build_tasks",
+    "known_environments",
     "make_environments",
     "register_environment",
 ]
