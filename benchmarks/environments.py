@@ -122,7 +122,7 @@ def _step_s(env: Environment, *, render: bool) -> float:
 
 
 def _spec(env: Environment) -> EpisodeSpec:
-    return EpisodeSpec(env.task_group, env.task_id, 0, 1000, 0 if env.init_state_id is not None else None)
+    return env.episode(0, 1000)
 
 
 def _action(env: Environment, step: int) -> np.ndarray:
