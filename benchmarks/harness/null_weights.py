@@ -6,17 +6,23 @@ It imports torch and lerobot.
 from __future__ import annotations
 
 import pickle
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from lerobot.configs import FeatureType, PolicyFeature
 
+from async_delta_inference.server_adapter.lerobot import LeRobotPolicy
+from async_delta_inference.server_adapter.lerobot.asking import AskForChunk
+from async_delta_inference.server_adapter.lerobot.checkpoint import PolicyIdentity
+from async_delta_inference.server_adapter.lerobot.session import LeRobotSession, Surroundings
 from async_delta_inference.server_adapter.lerobot_internals import load_policy_server_module
+from async_delta_inference.transport import PolicyNeeds, SessionSpec
 from harness.null_policy import constant_chunk
 from harness.payloads import is_null_checkpoint, width_of_null_checkpoint
 
-__all__ = ["NullPolicyServer", "NullWeights", "WireOnly", "null_policy_server"]
+__all__ = ["NullLeRobotPolicy", "NullPolicyServer", "NullWeights", "WireOnly", "null_policy_server"]
 
 _module: Any = load_policy_server_module()
 
@@ -92,3 +98,36 @@ def null_policy_server(kind: type[NullPolicyServer] = NullPolicyServer, inferenc
 
 def _unchanged(batch: Any) -> Any:
     return batch
+
+
+class _Unchanged:
+    """A pipeline of LeRobot's without steps."""
+
+    steps: tuple[object, ...] = ()
+
+    def __call__(self, batch: Any) -> Any:
+        return dict(batch) if isinstance(batch, dict) else batch
+
+    def reset(self) -> None:
+        """Nothing to forget."""
+
+
+class NullLeRobotPolicy(LeRobotPolicy):
+    """The product's policy, which loads `NullWeights` and processors that do nothing; an act to whoever asks it."""
+
+    def describe(self, spec: SessionSpec) -> PolicyNeeds:
+        """Whatever comes is served."""
+        return PolicyNeeds("null weights", action_dim=spec.action_dim)
+
+    def open(self, spec: SessionSpec) -> LeRobotSession:
+        """A session of the product's, around null weights."""
+        weights = NullWeights(spec.features.to_lerobot(), (spec.actions_per_chunk, spec.action_dim))
+        loaded: Any = SimpleNamespace(
+            identity=PolicyIdentity("act", spec.pretrained_name_or_path, spec.device, (), ()),
+            policy=weights,
+            config=SimpleNamespace(input_features=weights.config.image_features, n_obs_steps=1),
+            preprocessor=_Unchanged(),
+            postprocessor=_Unchanged(),
+            autocast=nullcontext,
+        )
+        return LeRobotSession(loaded, AskForChunk(loaded), spec, Surroundings.of(loaded, spec), lambda _: None)

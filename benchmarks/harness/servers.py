@@ -206,22 +206,19 @@ def _serve_grpc_wire(folder: str) -> _Served:
 
 
 def _serve_grpc_ours(folder: str) -> _Served:
-    return _serve_policy_server("grpc://127.0.0.1:0")
+    return _serve_policy("grpc://127.0.0.1:0")
 
 
 def _serve_shm_host(folder: str) -> _Served:
-    return _serve_policy_server(_shm_uri())
+    return _serve_policy(_shm_uri())
 
 
-def _serve_policy_server(uri: str) -> _Served:
+def _serve_policy(uri: str) -> _Served:
     """The product's policy, with the null policy in the place of the weights."""
-    from async_delta_inference.server_adapter.policy_server import PolicyServerPolicy
-    from harness.null_weights import null_policy_server
+    from harness.null_weights import NullLeRobotPolicy
 
     _limit_threads()
-    policy = PolicyServerPolicy()
-    policy.driven.server = null_policy_server()
-    server = serve(policy, uri)
+    server = serve(NullLeRobotPolicy(), uri)
     return server.uris[0], server
 
 

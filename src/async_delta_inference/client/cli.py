@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from async_delta_inference.client.config import SimClientConfig
 from async_delta_inference.client.environments.plugins import known_environments
 from async_delta_inference.client.flag_help import asks_for_help, environment_help, evaluation_help, named_environment
+from async_delta_inference.client.lerobot_flags import ASYNCHRONOUS, in_our_words, is_lerobots
 from async_delta_inference.client.record.eval_info import EVAL_INFO_NAME
 from async_delta_inference.client.run.child_process import forks_allowed
 from async_delta_inference.client.sim_client import SimClient
@@ -39,12 +40,15 @@ def _help(arguments: Sequence[str]) -> int:
 
 
 def parse_evaluation(arguments: Sequence[str]) -> SimClientConfig:
-    """The configuration that a command line of ``async-delta-eval`` is.
+    """The configuration that a command line of ``async-delta-eval``, or of lerobot-eval, is.
 
     Raises:
         ConfigError: A flag is unknown, missing, or cannot have that value.
         MissingExtraError: LeRobot is not installed.
     """
+    ours = in_our_words(arguments)
+    if is_lerobots(arguments) and not any(word.startswith(("--preset", "--clock")) for word in arguments):
+        print(ASYNCHRONOUS, file=sys.stderr)
     EnvConfig = known_environments(_PROGRAM)  # noqa: N806 - the class
 
     @dataclass(kw_only=True)
@@ -55,7 +59,7 @@ def parse_evaluation(arguments: Sequence[str]) -> SimClientConfig:
 
     # draccus looks annotations up in the module.
     globals()["EnvConfig"] = EnvConfig
-    return parse_arguments(Evaluation, arguments, _PROGRAM)
+    return parse_arguments(Evaluation, ours, _PROGRAM)
 
 
 def _evaluate(config: SimClientConfig) -> int:

@@ -17,7 +17,8 @@ from async_delta_inference.errors import ConfigError
 __all__ = ["asks_for_help", "environment_help", "evaluation_help", "named_environment"]
 
 _USAGE = """
-  %(prog)s --env.type=TYPE --policy_type=TYPE --pretrained_name_or_path=CHECKPOINT --actions_per_chunk=N [flags]
+  %(prog)s --env.type=TYPE --pretrained_name_or_path=CHECKPOINT [flags]
+  %(prog)s --preset=lerobot-eval [the flags of lerobot-eval: --policy.path, --policy.NAME=VALUE, --eval.n_episodes, ...]
   %(prog)s --env.type=TYPE --server_address=ADDRESS --actions_per_chunk=N [flags]
   %(prog)s --env.type=TYPE --help"""
 

@@ -87,6 +87,11 @@ class LoadedPolicy:
         config_class: Any = PreTrainedConfig.get_choice_class(self.identity.policy_type)
         known = {field.name for field in fields(config_class)} | {"type"}
         overridden = {text.partition("=")[0] for text in self.identity.overrides}
+        if wrong := sorted(name for name in overridden if name.partition(".")[0] not in known):
+            raise SetupRefusedError(
+                f"--policy.{wrong[0]}: a policy of type {self.identity.policy_type} has no such setting; it has "
+                f"{', '.join(sorted(known - {'type'}))}"
+            )
         if unknown := sorted(set(raw) - known - overridden):
             logger.warning(
                 "%s: this LeRobot knows no %s: left out of its configuration", self.identity.path, ", ".join(unknown)

@@ -1,0 +1,222 @@
+"""`LeRobotPolicy`: noise of its sessions, old checkpoints, overrides, names, the hub's cache, and a LeRobot to come."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pusht_policies import build_for_pusht, statistics
+from safetensors.torch import load_file, save_file
+from small_act import ask, begin
+
+from async_delta_inference.errors import ConfigError, SetupRefusedError
+from async_delta_inference.server_adapter.lerobot import LeRobotPolicy
+from async_delta_inference.transport import Observation, ObservationFeatures, PolicyOptions, SessionSpec
+
+FEATURES = ObservationFeatures(("x", "y"), {"image": (96, 96, 3)})
+
+
+@pytest.fixture(scope="module")
+def diffusion(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_for_pusht("diffusion", tmp_path_factory.mktemp("diffusion"))
+
+
+@pytest.fixture(scope="module")
+def act(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_for_pusht("act", tmp_path_factory.mktemp("act"))
+
+
+def spec(folder: Path | str, features: ObservationFeatures = FEATURES, **options: Any) -> SessionSpec:
+    return SessionSpec("", str(folder), 50, features, 2, options=PolicyOptions(**options))
+
+
+def observe(seed: int, n_obs_steps: int = 1, features: ObservationFeatures = FEATURES) -> Observation:
+    rng = np.random.default_rng(seed)
+    observation = Observation.empty(features, n_obs_steps)
+    for seen in observation.steps():
+        seen.state[:] = rng.uniform(50, 450, features.state_dim)
+        for image in seen.images.values():
+            image[:] = rng.integers(0, 256, image.shape, np.uint8)
+    observation.timestep, observation.task = seed, "push the block"
+    return observation
+
+
+def answers(policy: LeRobotPolicy, session: Any, seeds: Iterator[int] | range, steps: int) -> list[bytes]:
+    return [np.asarray(ask(policy, session, observe(seed, steps))).tobytes() for seed in seeds]
+
+
+def answers_of_one(policy: LeRobotPolicy, wanted: SessionSpec, steps: int = 1) -> list[bytes]:
+    session = policy.open(wanted)
+    begin(session)
+    found = answers(policy, session, range(3), steps)
+    session.close()
+    return found
+
+
+# Noise.
+
+
+@pytest.mark.parametrize("noise", ["request", "stream"])
+@pytest.mark.parametrize("kind", ["diffusion", "tdmpc with MPC"])
+def test_two_sessions_at_once_get_what_each_gets_alone(
+    policy: LeRobotPolicy, kind: str, noise: str, tmp_path: Path
+) -> None:
+    folder = build_for_pusht(kind, tmp_path)
+    steps = 2 if kind == "diffusion" else 1
+    wanted = [spec(folder, noise=noise, seed=seed) for seed in (7, 8)]
+    alone = [answers_of_one(policy, one, steps) for one in wanted]
+    sessions = [policy.open(one) for one in wanted]
+    for session in sessions:
+        begin(session)
+    together: list[list[bytes]] = [[], []]
+    for seed in range(3):
+        for found, session in zip(together, sessions, strict=True):
+            found += answers(policy, session, range(seed, seed + 1), steps)
+    assert together == alone
+    assert alone[0] != alone[1]
+    for session in sessions:
+        session.close()
+
+
+def test_noise_of_a_request_depends_on_episode_and_step_alone(policy: LeRobotPolicy, diffusion: Path) -> None:
+    session = policy.open(spec(diffusion))
+    found = []
+    for episode, first in ((0, 0), (1, 40), (1, 90)):
+        begin(session, episode)
+        observation = observe(5, 2)
+        observation.episode = episode
+        answered = []
+        for step in (0, 8):
+            observation.timestep = first + step
+            answered.append(np.asarray(ask(policy, session, observation)).tobytes())
+        found.append(answered)
+    assert found[1] == found[2]
+    assert len({*found[0], *found[1]}) == 4
+    session.close()
+
+
+# Checkpoints.
+
+
+def without_processors(folder: Path, source: Path) -> Path:
+    """As checkpoints were before there were processors: statistics as buffers of the weights."""
+    shutil.copytree(source, folder)
+    for file in folder.glob("policy_*processor*"):
+        file.unlink()
+    config = json.loads((folder / "config.json").read_text())
+    features = {
+        **{key: tuple(feature["shape"]) for key, feature in config["input_features"].items()},
+        "action": tuple(config["output_features"]["action"]["shape"]),
+    }
+    weights = load_file(folder / "model.safetensors")
+    named = {key: type("Feature", (), {"shape": shape})() for key, shape in features.items()}
+    for key, values in statistics(named).items():
+        part = "unnormalize_outputs" if key == "action" else "normalize_inputs"
+        for name, value in values.items():
+            weights[f"{part}.buffer_{key.replace('.', '_')}.{name}"] = value.contiguous()
+    save_file(weights, folder / "model.safetensors")
+    return folder
+
+
+def test_processors_of_an_old_checkpoint_are_made_of_its_weights(
+    policy: LeRobotPolicy, diffusion: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = answers_of_one(policy, spec(diffusion), 2)
+    old = without_processors(tmp_path / "old", diffusion)
+    assert answers_of_one(policy, spec(old), 2) == expected
+    assert "made of the statistics in its weights" in caplog.text
+
+
+def test_old_checkpoint_without_statistics_is_refused_with_what_is_missing(
+    policy: LeRobotPolicy, act: Path, tmp_path: Path
+) -> None:
+    old = shutil.copytree(act, tmp_path / "old")
+    for file in old.glob("policy_*processor*"):
+        file.unlink()
+    with pytest.raises(SetupRefusedError, match=r"no policy_preprocessor.*no statistics of observation\.image, obs"):
+        policy.open(spec(old))
+
+
+def test_configuration_of_2024_is_read(policy: LeRobotPolicy, diffusion: Path, tmp_path: Path) -> None:
+    expected = answers_of_one(policy, spec(diffusion), 2)
+    old = without_processors(tmp_path / "old", diffusion)
+    config = json.loads((old / "config.json").read_text())
+    modes = config.pop("normalization_mapping")
+    del config["type"]
+    for side in ("input", "output"):
+        features = config.pop(f"{side}_features")
+        config[f"{side}_shapes"] = {key: feature["shape"] for key, feature in features.items()}
+        config[f"{side}_normalization_modes"] = {key: modes[f["type"]].lower() for key, f in features.items()}
+    (old / "config.json").write_text(json.dumps(config))
+    with pytest.raises(SetupRefusedError, match="says no type of policy: give --policy_type"):
+        policy.describe(spec(old))
+    assert answers_of_one(policy, replace(spec(old), policy_type="diffusion"), 2) == expected
+
+
+def test_overrides_are_the_checkpoints_configuration(policy: LeRobotPolicy, act: Path) -> None:
+    session = policy.open(spec(act, overrides=("n_action_steps=3", "temporal_ensemble_coeff=null")))
+    assert policy.loaded is not None
+    assert policy.loaded.config.n_action_steps == 3
+    session.close()
+    with pytest.raises(SetupRefusedError, match="no_such_thing"):
+        policy.open(spec(act, overrides=("no_such_thing=3",)))
+
+
+def test_checkpoint_in_the_hubs_cache_is_loaded(
+    policy: LeRobotPolicy, act: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    expected = answers_of_one(policy, spec(act))
+    model = tmp_path / "models--somebody--act_pusht"
+    shutil.copytree(act, model / "snapshots" / "0123456789")
+    (model / "refs").mkdir()
+    (model / "refs" / "main").write_text("0123456789")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    assert answers_of_one(policy, spec("somebody/act_pusht")) == expected
+
+
+# Names.
+
+
+@pytest.mark.parametrize("camera", ["observation.image", "observation.images.image", "observation.images.top"])
+def test_a_cameras_name_does_not_change_what_is_seen(
+    policy: LeRobotPolicy, act: Path, tmp_path: Path, camera: str
+) -> None:
+    folder = build_for_pusht("act", tmp_path, camera)
+    renames = {"observation.image": camera} if camera.endswith("top") else {}
+    assert answers_of_one(policy, spec(folder, rename_map=renames)) == answers_of_one(policy, spec(act))
+    if renames:
+        with pytest.raises(SetupRefusedError, match=r"--rename_map=.*observation\.images\.image.*images\.top"):
+            policy.open(spec(folder))
+
+
+def test_image_of_another_size_is_served_and_said(
+    policy: LeRobotPolicy, act: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    policy.open(spec(act, ObservationFeatures(("x", "y"), {"image": (64, 80, 3)}))).close()
+    assert "gives images of 64x80x3" in caplog.text
+
+
+# A LeRobot to come.
+
+
+def test_nothing_of_lerobots_asynchronous_packages_is_needed(diffusion: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(sys.modules):
+        if name.startswith(("async_delta_inference.server_adapter.", "lerobot.async_inference", "lerobot.transport")):
+            monkeypatch.delitem(sys.modules, name)
+    for name in ("lerobot.async_inference", "lerobot.transport"):
+        monkeypatch.setitem(sys.modules, name, None)  # As if it could not be found.
+    fresh = importlib.import_module("async_delta_inference.server_adapter.lerobot").LeRobotPolicy()
+    assert len(answers_of_one(fresh, spec(diffusion), 2)) == 3
+    cli = importlib.import_module("async_delta_inference.server_adapter.cli")
+    with pytest.raises(ConfigError, match="this LeRobot has no PolicyServer"):
+        cli._make_policy("policy_server")
