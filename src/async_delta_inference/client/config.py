@@ -138,6 +138,11 @@ class SimClientConfig(PolicyFlags):
         _one_of("on_starvation", self.on_starvation, "wait", "hold", "skip")
         _one_of("render", self.render, "on_demand", "always")
         aggregate_function(self.aggregate_fn_name)
+        _require(
+            not self.rtc.enabled or (self.aggregate_fn_name == "latest_only" and self.one_request_in_flight),
+            "--rtc.enabled=true continues the newest chunk, so it must be what is executed: add "
+            "--aggregate_fn_name=latest_only, and leave --one_request_in_flight=false out",
+        )
         self._check_delay()
         self._check_address()
         self.transport_options()

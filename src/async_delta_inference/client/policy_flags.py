@@ -7,7 +7,7 @@ from pathlib import Path
 
 from async_delta_inference.checkpoint_config import read_checkpoint_config
 from async_delta_inference.errors import ConfigError, InvalidMessageError
-from async_delta_inference.transport import PolicyOptions
+from async_delta_inference.transport import PolicyOptions, RtcOptions
 
 __all__ = ["PolicyFlags"]
 
@@ -35,6 +35,8 @@ class PolicyFlags:
     noise: str = "request"
     """request: every inference is seeded by seed, episode and step; stream: one stream of random numbers as
     lerobot-eval has it."""
+    rtc: RtcOptions = field(default_factory=RtcOptions)
+    """Real-time chunking, by LeRobot's own names."""
 
     @property
     def policy_in_short(self) -> str:
@@ -68,6 +70,6 @@ class PolicyFlags:
             ConfigError: A value cannot be.
         """
         try:
-            return PolicyOptions(seed, self.noise, self.rename_map, tuple(self.policy_overrides))
+            return PolicyOptions(seed, self.noise, self.rename_map, tuple(self.policy_overrides), self.rtc)
         except InvalidMessageError as exc:
             raise ConfigError(f"--{exc}") from exc

@@ -185,7 +185,16 @@ class FunctionPolicy:
         self._description = description or f"{getattr(function, '__module__', '?')}.{name}"
 
     def describe(self, spec: SessionSpec) -> PolicyNeeds:
-        """A function asks for nothing else: what does not fit shows when it is called."""
+        """A function asks for nothing else: what does not fit shows when it is called.
+
+        Raises:
+            SetupRefusedError: Real-time chunking is asked for, which a function knows nothing of.
+        """
+        if spec.options.rtc.enabled:
+            raise SetupRefusedError(
+                f"--rtc.enabled=true: {self._description} is a function, and has no real-time chunking; leave the flag "
+                "out"
+            )
         return PolicyNeeds(self._description, action_dim=self._action_dim)
 
     def open(self, spec: SessionSpec) -> PolicySession:

@@ -32,10 +32,16 @@ class RtcOptions:
     """
 
     enabled: bool = False
+    """Have each chunk continue the one before it, for policies that can (smolvla, pi0, pi05, ...)."""
     execution_horizon: int = 10
+    """Over how many actions of the last chunk the new one is guided."""
     max_guidance_weight: float = 10.0
+    """At most."""
     prefix_attention_schedule: str = "LINEAR"
+    """How the guidance fades over the horizon: ZEROS, ONES, LINEAR or EXP."""
     short_leftover: str = "pad"
+    """Where the last chunk has fewer actions left than the horizon: pad (zeros behind them, as lerobot-rollout does) or
+    shorten (the horizon)."""
 
     def __post_init__(self) -> None:
         if type(self.enabled) is not bool:

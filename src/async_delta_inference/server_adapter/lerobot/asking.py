@@ -63,8 +63,10 @@ class AskForChunk:
         self._policy = loaded.policy
         self.draws = loaded.identity.policy_type not in _NOISELESS_TYPES
 
-    def __call__(self, batches: Sequence[dict[str, Any]], rows: int) -> torch.Tensor:  # noqa: D102
-        chunk: torch.Tensor = self._policy.predict_action_chunk(batches[-1])
+    def __call__(  # noqa: D102
+        self, batches: Sequence[dict[str, Any]], rows: int | None, **given: Any
+    ) -> torch.Tensor:
+        chunk: torch.Tensor = self._policy.predict_action_chunk(batches[-1], **given)
         if chunk.ndim != 3:
             chunk = chunk.unsqueeze(0)
         return chunk[:, :rows]

@@ -17,6 +17,7 @@ from async_delta_inference.errors import FeatureMismatchError, SetupRefusedError
 from async_delta_inference.input_names import InputNames, input_names
 from async_delta_inference.server_adapter.image_tables import PIXELWISE_STEPS, image_tables
 from async_delta_inference.server_adapter.lerobot.asking import FORGETFUL_TYPES, Way
+from async_delta_inference.server_adapter.lerobot.chunking import RealTimeChunking
 from async_delta_inference.server_adapter.lerobot.loading import LoadedPolicy
 from async_delta_inference.server_adapter.lerobot.noise import (
     NoiseSource,
@@ -118,6 +119,7 @@ class LeRobotSession:
         self._remembered: dict[str, Any] = {}
         self._first_timestep: int | None = None
         self._filter = SimilarityFilter()
+        self._chunking = RealTimeChunking(loaded, spec.options.rtc) if spec.options.rtc.enabled else None
 
     def reset(self, episode: EpisodeStart) -> None:
         """Forget the last episode, of this session alone where the policy remembers anything."""
@@ -129,6 +131,8 @@ class LeRobotSession:
             processor.reset()
         self._first_timestep = None
         self._filter.forget()
+        if self._chunking is not None:
+            self._chunking.reset()
 
     def close(self) -> None:
         """The session is over; the policy stays loaded for the next."""
@@ -199,6 +203,8 @@ class LeRobotSession:
             memory.put(self._remembered)
         self._noise.before(observation.episode, observation.timestep - self._first_timestep)
         try:
+            if self._chunking is not None:
+                return self._chunking(observation, batches, rows)
             with torch.inference_mode():
                 return way(batches, rows)
         finally:
@@ -213,6 +219,7 @@ class LeRobotSession:
             SetupRefusedError: It cannot take what the session observes.
         """
         observation = Observation.empty(self.spec.features, self.n_obs_steps)
+        observation.inference_delay = 0
         for seen in observation.steps():
             seen.state[:] = 0
             for image in seen.images.values():

@@ -50,6 +50,10 @@ class PolicyServerPolicy:
                 "PolicyServer renames no cameras, overrides nothing and knows no stream of noise: leave --rename_map, "
                 "--policy.* and --noise out, or serve without --policy_host=policy_server"
             )
+        if options.rtc.enabled:
+            raise SetupRefusedError(
+                "--rtc.enabled=true: PolicyServer has no real-time chunking; serve without --policy_host=policy_server"
+            )
         described = checkpoint_config(path, {})
         return PolicyNeeds(
             f"{spec.policy_type} from {path}",

@@ -15,6 +15,7 @@ from async_delta_inference.errors import (
     PeerUnreachableError,
     PolicyError,
     ProtocolError,
+    SetupRefusedError,
     TransportClosed,
     TransportError,
     TransportTimeout,
@@ -75,6 +76,11 @@ class LeRobotLink(Link):
 
     def connect(self, spec: SessionSpec) -> str:
         """See `Link`."""
+        if spec.options.rtc.enabled:
+            raise SetupRefusedError(
+                f"--rtc.enabled=true: LeRobot's gRPC protocol, which {self._line.address} speaks, cannot carry the "
+                "inference delay; serve with async-delta-serve over its own protocol or over shm, or leave the flag out"
+            )
         self._spec = spec
         self._calls = PolicyServerCalls(self._line, self.options, self._on_disconnect)
         self._setup = SessionSetup(self._calls, spec, self.options, self._closed)
