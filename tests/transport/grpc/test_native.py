@@ -227,6 +227,17 @@ def test_seat_of_a_session_without_a_client_is_given_away(
         first.close()
 
 
+def test_replies_are_kept_until_the_client_has_them(server: Server) -> None:
+    (listener,) = server.listeners
+    assert isinstance(listener, GrpcListener)
+    with connect(server.uris[0], CONTRACT_POLICY) as client:
+        for timestep in range(10):
+            client.send_observation(contract_observation(timestep))
+            expect_answer(client.receive_actions(WAIT_S), timestep)
+        (session,) = listener._services[0]._sessions.values()
+        assert [number for number, _ in session._sent] == [10]
+
+
 def test_nothing_is_kept_of_sessions_that_are_over(policy: ScriptedPolicy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native_service, "RESUME_ON_THIS_MACHINE_S", 0.2)
     with (

@@ -117,7 +117,7 @@ def test_short_way_and_protobufs_agree() -> None:
     long = Assembly(FEATURES, 1, "raw").add(message)
     assert short is not None
     assert long is not None
-    for _, got in (short, long):
+    for got in (short.observation, long.observation):
         got.check(FEATURES)
         assert got.timestep == 3
         np.testing.assert_array_equal(got.state, contract_observation(3).state)
@@ -214,7 +214,7 @@ def test_encoded_noise_is_within_its_bound(encoding: str) -> None:
 
 def test_encoded_observation_with_an_image_too_large_is_refused() -> None:
     packed = Packed.of(contract_observation(0), FEATURES, "png", 1, True)
-    assert assemble(packed.messages, "png")[1].timestep == 0
+    assert assemble(packed.messages, "png").observation.timestep == 0
     message = native.decode_client(packed.messages[0])
     message.observation.image_bytes[0] = 10**9
     message.observation.array_bytes += 10**9

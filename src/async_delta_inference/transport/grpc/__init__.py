@@ -1,4 +1,4 @@
-"""``grpc://host:port``: LeRobot's own protocol, both halves.
+"""``grpc://host:port``: our own protocol and LeRobot's, both halves of each, on one port.
 
 The client's half talks to an unmodified ``lerobot.async_inference.policy_server`` as well as to our server's half, and
 that serves an unmodified ``RobotClient`` as well as our client's half.

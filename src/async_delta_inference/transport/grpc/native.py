@@ -104,6 +104,7 @@ MESSAGES: dict[str, Fields] = {
         "image_bytes": (7, "repeated uint32"),
         "array_bytes": (8, "uint64"),
         "delay": (9, "uint32"),
+        "received": (10, "uint64"),
         "arrays": (15, "bytes"),
     },
     "Chunk": {
@@ -130,7 +131,7 @@ MAX_PATH = 4096
 MAX_REASON = 8192
 MAX_OBSERVATION_BYTES = 1 << 30
 """Of an observation with its history."""
-MAX_CHUNK_BYTES = 64 << 20
+MAX_CHUNK_BYTES = 16 << 20
 MAX_OBS_STEPS = 64
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,7 @@ from async_delta_inference.errors import InvalidMessageError, ProtocolError
 from async_delta_inference.transport.grpc import image_codecs, native
 from async_delta_inference.transport.messages import Observation, ObservationFeatures, PastObservation
 
-__all__ = ["Assembly", "Packed"]
+__all__ = ["Assembly", "Packed", "Whole"]
 
 PIECE_BYTES = 1 << 20
 """Most of an observation's arrays that one message holds: gRPC refuses messages of more than 4 MB."""
@@ -42,9 +42,11 @@ class Packed:
         image_encoding: str,
         number: int,
         must_go: bool,
+        received: int = 0,
     ) -> Packed:
-        """A copy: nothing of the caller's is retained."""
+        """A copy: nothing of the caller's is retained. ``received`` tells the server which replies have arrived."""
         fields = native.new_observation()
+        fields.received = received
         fields.number, fields.timestep, fields.episode = number, observation.timestep, observation.episode
         fields.timestamp_s, fields.must_go, fields.task = observation.timestamp_s, must_go, observation.task
         if observation.inference_delay is not None:
@@ -73,6 +75,20 @@ def _messages(fields: Any, arrays: list[Any]) -> list[bytes]:
     return messages
 
 
+class Whole(NamedTuple):
+    """An observation that arrived.
+
+    Args:
+        number: Of those that the client sent.
+        received: Replies that the client has.
+        observation: Its arrays are read-only.
+    """
+
+    number: int
+    received: int
+    observation: Observation
+
+
 class Assembly:
     """Puts a session's observations together again.
 
@@ -93,7 +109,7 @@ class Assembly:
         self._parts: list[bytes] = []
         self._missing = 0
 
-    def add_whole(self, data: bytes) -> tuple[int, Observation] | None:
+    def add_whole(self, data: bytes) -> Whole | None:
         """A message of the client's, if it is an observation in one piece, of raw images: the short way.
 
         Raises:
@@ -107,13 +123,13 @@ class Assembly:
         fields, arrays = split
         self._begin(fields)
         self._fields = None
-        return fields.number, self._observation(fields, arrays)
+        return Whole(fields.number, fields.received, self._observation(fields, arrays))
 
-    def add(self, message: Any) -> tuple[int, Observation] | None:
+    def add(self, message: Any) -> Whole | None:
         """A message of the client's, as `native.decode_client` gives it.
 
         Returns:
-            The number of an observation and itself, once it is whole; its arrays are read-only.
+            An observation, once it is whole; its arrays are read-only.
 
         Raises:
             ProtocolError: It is not what was agreed.
@@ -133,7 +149,8 @@ class Assembly:
             return None
         fields, self._fields = self._fields, None
         parts, self._parts = self._parts, []
-        return fields.number, self._observation(fields, parts[0] if len(parts) == 1 else b"".join(parts))
+        arrays = parts[0] if len(parts) == 1 else b"".join(parts)
+        return Whole(fields.number, fields.received, self._observation(fields, arrays))
 
     def _begin(self, fields: Any) -> None:
         if self._fields is not None:

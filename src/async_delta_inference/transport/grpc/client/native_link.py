@@ -117,10 +117,10 @@ class NativeLink(Link):
             if self._over is not None:
                 raise self._over
             self._numbered += 1
-            number = self._numbered
+            number, received = self._numbered, self._received
             # Of one that it replaces; it may be taken meanwhile, and then this one is answered once too often.
             must_go = observation.must_go or (self._waiting is not None and self._waiting.must_go)
-        packed = Packed.of(observation, self._spec.features, self._encoding, number, must_go)
+        packed = Packed.of(observation, self._spec.features, self._encoding, number, must_go, received)
         if stages.recorder is not None:
             stages.recorder.mark(stages.ENCODE, observation.timestep)
         with self._condition:

@@ -105,8 +105,11 @@ class NativeSession(MailboxSession):
                 return False
             whole = self._assembly.add(message)
         if whole is not None:
-            self.received, observation = whole
-            self.post(observation)
+            self.received = whole.number
+            with self._condition:
+                while self._sent and self._sent[0][0] <= whole.received:
+                    self._sent.popleft()
+            self.post(whole.observation)
         return True
 
     def next_message(self, context: grpc.ServicerContext) -> bytes | None:
