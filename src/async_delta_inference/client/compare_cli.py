@@ -13,6 +13,7 @@ from async_delta_inference.client.compare.comparison import Comparison, compare_
 from async_delta_inference.client.compare.runs import (
     FinishedRun,
     check_comparable,
+    check_same_episodes,
     differing_flags,
     read_finished,
 )
@@ -51,6 +52,7 @@ def _parse(arguments: Sequence[str]) -> Namespace:
 def _compare(args: Namespace) -> int:
     first, second = read_finished(args.first), read_finished(args.second)
     check_comparable(first, second, args.allow.split(","))
+    check_same_episodes(first, second)
     comparison = compare_runs(first, second)
     if args.json:
         print(json.dumps(without_nan(asdict(comparison)), indent=2, allow_nan=False))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from async_delta_inference.client.compare.stopping import check_stop_when
 from async_delta_inference.client.control.aggregation import aggregate_function
 from async_delta_inference.client.control.options import ControlOptions
 from async_delta_inference.client.environments.registry import EnvironmentOptions
@@ -85,6 +86,12 @@ class SimClientConfig(PolicyFlags):
     render: str = "on_demand"
     """on_demand: only the frames that are sent or recorded; always: every step."""
 
+    stop_when: str | None = None
+    """End as soon as this is told: difference (of the success rate from --baseline's), or interval<N (it is known to N
+    percentage points), by tests that may be looked at after every episode."""
+    baseline: Path | None = None
+    """Output folder of the run that --stop_when=difference compares with, episode by episode."""
+
     n_videos: int = 0
     """Episodes of each task to record as videos, the first ones."""
     save_trajectories: bool = False
@@ -143,13 +150,14 @@ class SimClientConfig(PolicyFlags):
             "--rtc.enabled=true continues the newest chunk, so it must be what is executed: add "
             "--aggregate_fn_name=latest_only, and leave --one_request_in_flight=false out",
         )
+        check_stop_when(self.stop_when, self.baseline)
         self._check_delay()
         self._check_address()
         self.transport_options()
 
     def _take_what_python_writes(self) -> None:
         """A program of the user's gives paths as text and a number of steps as a number; ``~`` is home."""
-        for name in ("output_dir", "inference_delay_trace", "trace"):
+        for name in ("output_dir", "inference_delay_trace", "trace", "baseline"):
             if getattr(self, name) is not None:
                 setattr(self, name, home_expanded(name, getattr(self, name)))
         if self.resume is not None:

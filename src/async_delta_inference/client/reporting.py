@@ -78,6 +78,11 @@ class RunRecord:
             described["inference_delay_steps"] = list(self.earlier_delays)
         self._describe()
 
+    @property
+    def described(self) -> dict[str, Any]:
+        """What is run, as ``run.yaml`` has it."""
+        return self._described
+
     def note_delays(self, delays: tuple[int, ...]) -> None:
         """The inference delays of the run are known."""
         self._described["inference_delay_steps"] = list(delays)

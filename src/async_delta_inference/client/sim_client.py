@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Iterable, Sequence
@@ -9,6 +10,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
+from async_delta_inference.client.compare.stopping import StopRule, stop_rule
 from async_delta_inference.client.config import SimClientConfig
 from async_delta_inference.client.control.action_queue import ActionQueue
 from async_delta_inference.client.control.aggregation import aggregate_function
@@ -37,6 +39,8 @@ from async_delta_inference.errors import ConfigError
 from async_delta_inference.transport import LinkOptions, Transport, open_transport
 
 __all__ = ["SimClient"]
+
+logger = logging.getLogger(__name__)
 
 
 class SimClient:
@@ -88,6 +92,7 @@ class SimClient:
         self._looping = False
         self._looped = False
         self._started_s = 0.0
+        self._told = False
 
     @property
     def running(self) -> bool:
@@ -203,7 +208,7 @@ class SimClient:
         spoken = self._transport.spoken
         self.result = EvaluationResult(fps=self.fps, policy=self._policy_in_words(), spoken=spoken)
         self._started_s = time.perf_counter()
-        self._looping = True
+        self._looping, self._told = True, False
         try:
             with interrupts_kept() as interrupts:
                 self._run_tasks(self._transport, self._source, interrupts, task or self.config.task)
@@ -225,9 +230,12 @@ class SimClient:
             interrupts.check()
             return self.running
 
+        rule = stop_rule(self.config.stop_when, self.config.baseline, self._record.described)
+        for episode in self.result.episodes:
+            self._look(rule, episode)
         loop = ControlLoop(self.config.control_options(), transport, source, clock, queue, self._observer, running)
         for environment in environments:
-            self._run_task(loop, environment, [spec for owner, spec in missing if owner is environment], task)
+            self._run_task(loop, environment, [spec for owner, spec in missing if owner is environment], task, rule)
 
     def run(self) -> EvaluationResult:
         """`start`, `control_loop` and `stop` in one."""
@@ -285,17 +293,26 @@ class SimClient:
         self._record.fold(self.result)
         return [(environment, spec) for environment, spec in planned if spec in missing]
 
-    def _run_task(self, loop: ControlLoop, environment: Environment, specs: Sequence[EpisodeSpec], task: str) -> None:
+    def _run_task(
+        self, loop: ControlLoop, environment: Environment, specs: Sequence[EpisodeSpec], task: str, rule: StopRule
+    ) -> None:
         try:
             for spec in specs:
-                if not self.running:
+                if not self.running or self._told:
                     return
                 result = loop.run_episode(environment, spec, task)
                 if result is not None:
                     self._keep(environment, result)
+                    self._look(rule, result)
         finally:
             # One simulator at a time: LIBERO's take 3 GB each.
             environment.close()
+
+    def _look(self, rule: StopRule, result: EpisodeResult) -> None:
+        """Whether the run has told what it was run for."""
+        if not self._told and (told := rule.take(result)):
+            self._told = True
+            logger.warning("ended after %d episodes: %s", len(self.result.episodes), told)
 
     def _keep(self, environment: Environment, result: EpisodeResult) -> None:
         """From here on the episode is not lost, whatever ends the run: an interrupt waits until it is written."""

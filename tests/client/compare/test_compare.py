@@ -12,7 +12,12 @@ from stub_environment import SOLVED, StubEnvironment
 
 from async_delta_inference.client import EpisodeSpec
 from async_delta_inference.client.compare.comparison import compare_runs
-from async_delta_inference.client.compare.runs import check_comparable, differing_flags, read_finished
+from async_delta_inference.client.compare.runs import (
+    check_comparable,
+    check_same_episodes,
+    differing_flags,
+    read_finished,
+)
 from async_delta_inference.client.compare_cli import main
 from async_delta_inference.errors import ConfigError
 
@@ -92,7 +97,7 @@ def test_runs_without_a_common_episode_are_refused(run: Run) -> None:
     client = run.client()
     client.run()
     with pytest.raises(ConfigError, match="no episode in common"):
-        check_comparable(first, read_finished(client.output_dir))
+        check_same_episodes(first, read_finished(client.output_dir))
 
 
 @pytest.mark.parametrize(

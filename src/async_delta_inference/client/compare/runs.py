@@ -7,18 +7,37 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from async_delta_inference.client.environments.episode import EpisodeKey
+from async_delta_inference.client.environments.episode import EpisodeKey, EpisodeSpec
 from async_delta_inference.client.record.output_folder import OutputFolder
 from async_delta_inference.client.record.result_store import RESULTS_NAME, ResultStore
 from async_delta_inference.client.record.results import EpisodeResult
 from async_delta_inference.client.record.run_file import RUN_NAME, flat_flags, read_run
 from async_delta_inference.errors import ConfigError
 
-__all__ = ["FinishedRun", "FlagDifference", "check_comparable", "differing_flags", "read_finished"]
+__all__ = [
+    "FinishedRun",
+    "FlagDifference",
+    "check_comparable",
+    "check_same_episodes",
+    "check_same_start",
+    "differing_flags",
+    "read_finished",
+]
 
 _SAME = ("seed", "success_key")
 """Flags of which an episode's start or its success depend, besides the environment's."""
-_NO_MATTER = ("output_dir", "overwrite", "resume", "progress", "trace", "n_videos", "save_trajectories", "plot_latency")
+_NO_MATTER = (
+    "output_dir",
+    "overwrite",
+    "resume",
+    "progress",
+    "trace",
+    "n_videos",
+    "stop_when",
+    "baseline",
+    "save_trajectories",
+    "plot_latency",
+)
 """Flags that change no episode and tell nobody anything: left out of the list of differences."""
 
 
@@ -82,7 +101,7 @@ def differing_flags(first: FinishedRun, second: FinishedRun) -> list[FlagDiffere
 
 
 def check_comparable(first: FinishedRun, second: FinishedRun, allowed: Collection[str] = ()) -> None:
-    """Refuse two runs whose episodes are not the same ones: other tasks, other starts, another success.
+    """Refuse two runs whose flags give other episodes: other tasks, other starts, another success.
 
     Args:
         first: A run.
@@ -90,7 +109,7 @@ def check_comparable(first: FinishedRun, second: FinishedRun, allowed: Collectio
         allowed: Flags that may differ all the same, such as ``env.observation_height``.
 
     Raises:
-        ConfigError: Names the flag that differs, or the episode.
+        ConfigError: Names the flag that differs.
     """
     for difference in differing_flags(first, second):
         of_episodes = difference.flag in _SAME or difference.flag.startswith("env.")
@@ -99,10 +118,26 @@ def check_comparable(first: FinishedRun, second: FinishedRun, allowed: Collectio
                 f"not comparable: {first.folder} and {second.folder} differ in {difference}; if it changes no episode, "
                 f"add --allow={difference.flag}"
             )
+
+
+def check_same_episodes(first: FinishedRun, second: FinishedRun) -> None:
+    """Refuse two runs that have no episode in common, or one that did not begin alike.
+
+    Raises:
+        ConfigError: Names the episode.
+    """
     shared = first.episodes.keys() & second.episodes.keys()
     if not shared:
         raise ConfigError(f"not comparable: {first.folder} and {second.folder} have no episode in common")
     for key in sorted(shared):
-        one, other = first.episodes[key].spec, second.episodes[key].spec
-        if one != other:
-            raise ConfigError(f"not comparable: {one.name} began differently: {one} and {other}")
+        check_same_start(first.episodes[key].spec, second.episodes[key].spec)
+
+
+def check_same_start(first: EpisodeSpec, second: EpisodeSpec) -> None:
+    """Refuse a pair of episodes that did not begin alike.
+
+    Raises:
+        ConfigError: Says how each began.
+    """
+    if first != second:
+        raise ConfigError(f"not comparable: {first.name} began differently: {first} and {second}")

@@ -39,7 +39,16 @@ _SAMPLE_BYTES = 2**16
 _SAME_EPISODES = frozenset(
     [
         *("n_episodes", "output_dir", "overwrite", "resume", "n_envs", "max_retries", "episode_timeout_s"),
-        *("transport", "server_address", "render", "n_videos", "save_trajectories", "debug_visualize_queue_size"),
+        *(
+            "transport",
+            "server_address",
+            "render",
+            "n_videos",
+            "stop_when",
+            "baseline",
+            "save_trajectories",
+            "debug_visualize_queue_size",
+        ),
         *("plot_latency", "trace", "progress", "connect_timeout_s", "setup_timeout_s", "inference_timeout_s"),
         *("reconnect_timeout_s", "pretrained_name_or_path", "inference_delay_trace"),
     ]
