@@ -106,7 +106,7 @@ def test_sessions_of_both_transports_at_once_get_what_each_gets_alone(uris: dict
 def test_refusal_of_the_policy_reaches_the_client(uris: dict[str, str], scheme: str, checkpoint: Path) -> None:
     for policy, words in (
         (wanted(checkpoint, policy_type="nonsense"), "nonsense"),
-        (wanted(checkpoint, features=LARGER, policy_type=""), "give --policy_type"),
+        (wanted(checkpoint, features=LARGER, policy_type="smolvla"), "of type act, not smolvla"),
         (wanted(checkpoint / "absent"), "absent"),
     ):
         with pytest.raises(SetupRefusedError, match=words):

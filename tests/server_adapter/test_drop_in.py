@@ -42,3 +42,13 @@ def test_same_figures_on_pusht(policy: LeRobotPolicy, tmp_path: Path, monkeypatc
     (their_task,), (our_task,) = theirs["per_task"], ours["per_task"]
     for figure in ("sum_rewards", "max_rewards", "successes"):
         assert our_task["metrics"][figure] == exactly(their_task["metrics"][figure])
+
+
+def test_check_runs_nothing_and_says_what_differs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = build_for_pusht("act", tmp_path / "policy")
+    words = [f"--policy.path={checkpoint}", "--env.type=pusht", "--check=true", f"--output_dir={tmp_path / 'out'}"]
+    assert main(words) == 0
+    assert "nothing differs" in capsys.readouterr().out
+    assert main([*words, "--env.observation_height=64", "--env.observation_width=64"]) == 1
+    assert "camera image as observation.image: another size" in " ".join(capsys.readouterr().out.split())
+    assert not (tmp_path / "out").exists()

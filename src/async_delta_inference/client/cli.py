@@ -68,6 +68,10 @@ def _evaluate(config: SimClientConfig) -> int:
     from async_delta_inference.client.view.table import result_table
 
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    if config.check:
+        from async_delta_inference.client.checking import check
+
+        return EXIT_FAILED if check(config, console) else 0
     client = SimClient(config)
     try:
         client.start()

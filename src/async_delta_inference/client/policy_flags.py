@@ -32,6 +32,8 @@ class PolicyFlags:
     """Of the checkpoint's configuration, as '["num_inference_steps=10"]'; LeRobot's --policy.NAME=VALUE is the same."""
     rename_map: dict[str, str] = field(default_factory=dict)
     """As lerobot-eval's: what the environment calls an observation, and what the policy calls it."""
+    check: bool = False
+    """Only compare environment and checkpoint, in one table with what is wrong and which flag mends it; run nothing."""
     noise: str = "request"
     """request: every inference is seeded by seed, episode and step; stream: one stream of random numbers as
     lerobot-eval has it."""
