@@ -49,6 +49,9 @@ def test_check_runs_nothing_and_says_what_differs(tmp_path: Path, capsys: pytest
     words = [f"--policy.path={checkpoint}", "--env.type=pusht", "--check=true", f"--output_dir={tmp_path / 'out'}"]
     assert main(words) == 0
     assert "nothing differs" in capsys.readouterr().out
-    assert main([*words, "--env.observation_height=64", "--env.observation_width=64"]) == 1
+    config = json.loads((checkpoint / "config.json").read_text())
+    config["input_features"]["observation.image"]["shape"] = [3, 64, 64]
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    assert main(words) == 1
     assert "camera image as observation.image: another size" in " ".join(capsys.readouterr().out.split())
     assert not (tmp_path / "out").exists()
