@@ -47,7 +47,7 @@ def parse_evaluation(arguments: Sequence[str]) -> SimClientConfig:
         MissingExtraError: LeRobot is not installed.
     """
     ours = in_our_words(arguments)
-    if is_lerobots(arguments) and not any(word.startswith(("--preset", "--clock")) for word in arguments):
+    if is_lerobots(arguments) and not any(word.startswith(("--preset", "--clock", "--check")) for word in arguments):
         print(ASYNCHRONOUS, file=sys.stderr)
     EnvConfig = known_environments(_PROGRAM)  # noqa: N806 - the class
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from async_delta_inference.checkpoint_config import STATE, CheckpointConfig
+from async_delta_inference.checkpoint_config import IMAGE, STATE, CheckpointConfig
 from async_delta_inference.client.environments.base import Environment
 from async_delta_inference.client.policy_flags import PolicyFlags
 from async_delta_inference.client.run.checkpoint import check_checkpoint
@@ -101,7 +101,7 @@ def _cameras(flags: PolicyFlags, environment: Environment, config: CheckpointCon
     for camera, (height, width, channels) in environment.features.image_shapes:
         key = names[camera]
         declared = config.inputs.get(key)
-        renamed = "" if key.endswith(f".{camera}") else f" as {key}"
+        renamed = "" if key == f"{IMAGE}s.{camera}" else f" as {key}"
         trained = "not used" if declared is None else "x".join(str(n) for n in (*declared[1:], declared[0]))
         warning = ""
         if declared is not None and declared != (channels, height, width):
