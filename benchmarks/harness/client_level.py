@@ -17,7 +17,7 @@ from async_delta_inference import stages
 from async_delta_inference.client import Environment, EpisodeSpec, SimClient, SimClientConfig, StepResult
 from async_delta_inference.errors import ProtocolError
 from async_delta_inference.stage_trace import StageSpan, spans_of
-from async_delta_inference.transport import Observation
+from async_delta_inference.transport import Observation, open_transport
 from harness.payloads import Payload
 from harness.resources import cpu_ns, peak_rss_mb, reset_peak_rss
 from harness.servers import ServerProcess
@@ -111,7 +111,9 @@ class ClientVariant:
             ProtocolError: Chunks went missing.
         """
         environment = StubEnvironment(self.payload, (chunks + _WARMUP) * self.payload.chunk[0])
-        client = SimClient(self._config(), environments=[environment])
+        # Of its own, so that nobody looks for the null policy's checkpoint, a name that nobody resolves.
+        transport = open_transport(self.server.uri)
+        client = SimClient(self._config(), environments=[environment], transport=transport)
         pids = (os.getpid(), self.server.pid)
         client.start()
         try:

@@ -24,7 +24,7 @@ import psutil
 
 from async_delta_inference.errors import TransportError
 from async_delta_inference.transport import GrpcOptions, LinkOptions, TransportOptions, connect, serve
-from async_delta_inference.transport.grpc import extras, native
+from async_delta_inference.transport.grpc import extras, greeting, native, replies
 from async_delta_inference.transport.grpc.observations import Packed
 from async_delta_inference.transport.messages import ActionChunk
 from async_delta_inference.transport.testing import (
@@ -62,7 +62,7 @@ def mutated(random_: random.Random, data: bytes) -> bytes:
 
 def hello(random_: random.Random, **changes: Any) -> bytes:
     fields: dict[str, Any] = {"session": random_.randbytes(16), "spec": CONTRACT_POLICY}
-    return native.encode_hello(native.Hello(**fields | changes))
+    return greeting.encode_hello(greeting.Hello(**fields | changes))
 
 
 def observation(timestep: int, number: int = 1) -> list[bytes]:
@@ -162,16 +162,16 @@ class HostileServer:
         self._count += 1
         random_ = random.Random(self._seed * 1_000_003 + self._count)
         next(requests, None)
-        ready = native.ready(native.Ready("hostile", 1, bool(random_.getrandbits(1)), random_.randrange(3)))
+        ready = greeting.ready(greeting.Ready("hostile", 1, bool(random_.getrandbits(1)), random_.randrange(3)))
         yield mutated(random_, ready) if random_.random() < 0.5 else ready
         if random_.random() < 0.2:
             context.abort(random_.choice(list(grpc.StatusCode)[1:]), "hostile")
         for number in range(random_.randint(0, 60)):
             chunk = ActionChunk(scripted_actions(0, 0), random_.choice([0, 0, 0, 5, -1]))
-            reply = native.encode_reply(random_.choice([number + 1] * 9 + [0, 7, 2**60]), chunk)
+            reply = replies.encode_reply(random_.choice([number + 1] * 9 + [0, 7, 2**60]), chunk)
             yield mutated(random_, reply) if random_.random() < 0.3 else reply
         if random_.random() < 0.5:
-            yield native.bye("hostile", bool(random_.getrandbits(1)))
+            yield greeting.bye("hostile", bool(random_.getrandbits(1)))
 
 
 def visit_once(uri: str) -> str:

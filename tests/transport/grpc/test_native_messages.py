@@ -25,7 +25,7 @@ from async_delta_inference.errors import (
     TransportError,
 )
 from async_delta_inference.transport import ActionChunk, ObservationFeatures, Server, SessionSpec, connect, serve
-from async_delta_inference.transport.grpc import image_codecs, native
+from async_delta_inference.transport.grpc import greeting, image_codecs, native, replies
 from async_delta_inference.transport.grpc.observations import Assembly, Packed
 from async_delta_inference.transport.testing import (
     CONTRACT_POLICY,
@@ -40,7 +40,7 @@ SESSION = b"s" * 16
 
 def hello(**changes: Any) -> bytes:
     """A hello with some of its fields overwritten."""
-    message = native.decode_client(native.encode_hello(native.Hello(SESSION, CONTRACT_POLICY)))
+    message = native.decode_client(greeting.encode_hello(greeting.Hello(SESSION, CONTRACT_POLICY)))
     for name, value in changes.items():
         if isinstance(value, list):
             message.hello.ClearField(name)
@@ -61,8 +61,8 @@ CAMERA = {"name": "front", "height": 12, "width": 16, "channels": 3}
 
 
 def test_hello_is_read_as_it_was_written() -> None:
-    told = native.Hello(SESSION, CONTRACT_POLICY, resumes=True, received=7, image_encoding="png")
-    assert native.read_hello(native.encode_hello(told)) == told
+    told = greeting.Hello(SESSION, CONTRACT_POLICY, resumes=True, received=7, image_encoding="png")
+    assert greeting.read_hello(greeting.encode_hello(told)) == told
 
 
 @pytest.mark.parametrize(
@@ -91,13 +91,13 @@ def test_hello_is_read_as_it_was_written() -> None:
 )
 def test_hello_that_cannot_be_served_is_refused(changes: dict[str, Any], error: type[TransportError]) -> None:
     with pytest.raises(error):
-        native.read_hello(hello(**changes))
+        greeting.read_hello(hello(**changes))
 
 
 @pytest.mark.parametrize("data", [b"", b"\xff", native.goodbye(), observation(0)[0]])
 def test_what_is_no_hello_is_refused(data: bytes) -> None:
     with pytest.raises(ProtocolError):
-        native.read_hello(data)
+        greeting.read_hello(data)
 
 
 def assemble(messages: list[bytes], encoding: str = "raw") -> Any:
@@ -168,7 +168,7 @@ RAW_BYTES = native.step_bytes(FEATURES)
         [more(b"x" * 10)],
         [changed(arrays=b"")[0], changed(arrays=b"")[0]],
         [changed(arrays=b"")[0], more(b"x" * (RAW_BYTES + 1))],
-        [native.encode_hello(native.Hello(SESSION, CONTRACT_POLICY))],
+        [greeting.encode_hello(greeting.Hello(SESSION, CONTRACT_POLICY))],
         [b""],
     ],
 )
@@ -234,7 +234,7 @@ def server() -> Iterator[Server]:
 def test_client_at_fault_is_told_why_and_its_seat_is_free(server: Server) -> None:
     channel = grpc.insecure_channel(server.uris[0].removeprefix("grpc://"))
     for _ in range(4):  # more than there are seats
-        messages = [native.encode_hello(native.Hello(SESSION, CONTRACT_POLICY)), *changed(timestep=-1)]
+        messages = [greeting.encode_hello(greeting.Hello(SESSION, CONTRACT_POLICY)), *changed(timestep=-1)]
         *_, last = channel.stream_stream(native.METHOD)(iter(messages), timeout=WAIT_S)
         farewell = native.decode_server(last).bye
         assert farewell.is_final
@@ -275,7 +275,7 @@ def answering(*messages: bytes) -> Iterator[str]:
 
     def converse(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
         next(requests)
-        yield native.ready(native.Ready("ill"))
+        yield greeting.ready(greeting.Ready("ill"))
         next(requests)
         yield from messages
         over.wait(WAIT_S)
@@ -294,7 +294,7 @@ def answering(*messages: bytes) -> Iterator[str]:
 
 
 def chunk(number: int = 1, timestep: int = 0, rows: int = 5, width: int = 3, value: float = 0.0) -> bytes:
-    return native.encode_reply(number, ActionChunk(np.full((rows, width), value, np.float32), timestep))
+    return replies.encode_reply(number, ActionChunk(np.full((rows, width), value, np.float32), timestep))
 
 
 @pytest.mark.parametrize(
@@ -308,10 +308,10 @@ def chunk(number: int = 1, timestep: int = 0, rows: int = 5, width: int = 3, val
         (chunk(value=float("nan")), ProtocolError),
         (b"\xff\xff", ProtocolError),
         (b"", ProtocolError),
-        (native.ready(native.Ready("again")), ProtocolError),
-        (native.bye("you did wrong", is_final=True), ProtocolError),
-        (native.bye("I go", is_final=False), PeerGoneError),
-        (native.encode_reply(1, PolicyError("it broke", 0)), PolicyError),
+        (greeting.ready(greeting.Ready("again")), ProtocolError),
+        (greeting.bye("you did wrong", is_final=True), ProtocolError),
+        (greeting.bye("I go", is_final=False), PeerGoneError),
+        (replies.encode_reply(1, PolicyError("it broke", 0)), PolicyError),
     ],
 )
 def test_reply_that_cannot_be_meant_is_an_error_at_once(reply: bytes, error: type[TransportError]) -> None:
@@ -332,4 +332,4 @@ def test_reply_that_is_repeated_is_given_once() -> None:
 def test_what_does_not_fit_into_a_handshake_is_said_here() -> None:
     features = ObservationFeatures(("x",), {"wide": (2**40, 1, 1)})
     with pytest.raises(InvalidMessageError):
-        native.encode_hello(native.Hello(SESSION, SessionSpec("", "", 1, features, 1)))
+        greeting.encode_hello(greeting.Hello(SESSION, SessionSpec("", "", 1, features, 1)))

@@ -25,7 +25,7 @@ from async_delta_inference.errors import (
     TransportError,
     TransportTimeout,
 )
-from async_delta_inference.transport.grpc import image_codecs, native
+from async_delta_inference.transport.grpc import greeting, image_codecs, native, replies
 from async_delta_inference.transport.grpc.client.calls import CALL_ERRORS, map_call_error
 from async_delta_inference.transport.grpc.client.link import Line, Link, Owner
 from async_delta_inference.transport.grpc.observations import Packed
@@ -57,7 +57,7 @@ class _Stream:
         self.hello = hello
         self.is_reached = False
         """Whether a server has answered anything."""
-        self.ready: native.Ready | None = None
+        self.ready: greeting.Ready | None = None
         self.error: TransportError | None = None
         """Why it is over."""
         self.is_over = False
@@ -81,7 +81,7 @@ class NativeLink(Link):
         self._options = owner.options
         self._encoding = owner.options.link.grpc.image_encoding
         self._condition = threading.Condition()
-        self._session = token_bytes(native.SESSION_BYTES)
+        self._session = token_bytes(greeting.SESSION_BYTES)
         self._spec: SessionSpec | None = None
         self._open_call: Any = line.channel.stream_stream(native.METHOD)
         self._stream: _Stream | None = None
@@ -180,7 +180,7 @@ class NativeLink(Link):
 
     # A stream.
 
-    def _open(self, deadline_s: float, *, resumes: bool) -> native.Ready:
+    def _open(self, deadline_s: float, *, resumes: bool) -> greeting.Ready:
         """Have a server begin or go on with the session; one that goes away meanwhile may come back.
 
         Raises:
@@ -212,8 +212,8 @@ class NativeLink(Link):
 
     def _begin(self, resumes: bool) -> _Stream:
         assert self._spec is not None
-        hello = native.Hello(self._session, self._spec, resumes, self._received, self._encoding)
-        stream = _Stream(native.encode_hello(hello))
+        hello = greeting.Hello(self._session, self._spec, resumes, self._received, self._encoding)
+        stream = _Stream(greeting.encode_hello(hello))
         stream.call = self._open_call(self._outgoing(stream), metadata=self._line.metadata or None, wait_for_ready=True)
         with self._condition:
             self._stream = stream
@@ -295,17 +295,17 @@ class NativeLink(Link):
         for data in stream.call:
             message = native.decode_server(data)
             if stream.ready is None:
-                answer = native.read_ready(message)
-                if isinstance(answer, native.Bye):
+                answer = greeting.read_ready(message)
+                if isinstance(answer, greeting.Bye):
                     return self._gone(answer)
                 self._restore(stream, answer)
             elif message.HasField("bye"):
-                return self._gone(native.goodbye_of(message))
+                return self._gone(greeting.goodbye_of(message))
             else:
                 self._take(message)
         return PeerGoneError(f"the policy server at {self._line.address} ended the session")
 
-    def _gone(self, answer: native.Bye) -> TransportError:
+    def _gone(self, answer: greeting.Bye) -> TransportError:
         reason = f"the policy server at {self._line.address} ended the session: {answer.reason}"
         return ProtocolError(reason) if answer.is_final else PeerGoneError(reason)
 
@@ -318,7 +318,7 @@ class NativeLink(Link):
                 return PeerGoneError(f"the policy server at {self._line.address} broke the connection off")
         return map_call_error(exc, self._line.address, "session")
 
-    def _restore(self, stream: _Stream, ready: native.Ready) -> None:
+    def _restore(self, stream: _Stream, ready: greeting.Ready) -> None:
         """The session begins or goes on: what the server has not got is sent again, unless something newer waits."""
         with self._condition:
             if not ready.resumed:
@@ -334,7 +334,7 @@ class NativeLink(Link):
 
     def _take(self, message: Any) -> None:
         assert self._spec is not None
-        number, reply = native.read_reply(message, self._spec, f"the policy server at {self._line.address}")
+        number, reply = replies.read_reply(message, self._spec, f"the policy server at {self._line.address}")
         with self._condition:
             if number <= self._received:
                 return  # Sent again, since the server could not know that it had arrived.

@@ -16,7 +16,7 @@ import grpc
 
 from async_delta_inference.errors import InvalidMessageError, PeerGoneError, ProtocolError, SetupRefusedError
 from async_delta_inference.transport.addresses import is_loopback
-from async_delta_inference.transport.grpc import native
+from async_delta_inference.transport.grpc import greeting, native
 from async_delta_inference.transport.grpc.server.native_session import NativeSession, goodbye
 from async_delta_inference.transport.grpc.server.silences import Silences
 from async_delta_inference.transport.host import SessionHost
@@ -68,15 +68,15 @@ class NativeService:
             return
         context.send_initial_metadata(())  # The client knows that somebody is there, however long the policy loads.
         try:
-            session, answer = self._begin(native.read_hello(first), context)
+            session, answer = self._begin(greeting.read_hello(first), context)
         except (SetupRefusedError, ProtocolError, InvalidMessageError) as exc:
             logger.warning("refused a client: %s", str(exc))
-            yield native.refused(str(exc))
+            yield greeting.refused(str(exc))
             return
         except PeerGoneError as exc:
-            yield native.bye(str(exc), is_final=False)
+            yield greeting.bye(str(exc), is_final=False)
             return
-        yield native.ready(answer)
+        yield greeting.ready(answer)
         reader = threading.Thread(
             target=self._read, args=(requests, session, context), name="grpc-listener-reader", daemon=True
         )
@@ -91,7 +91,7 @@ class NativeService:
 
     # Beginning.
 
-    def _begin(self, hello: native.Hello, context: grpc.ServicerContext) -> tuple[NativeSession, native.Ready]:
+    def _begin(self, hello: greeting.Hello, context: grpc.ServicerContext) -> tuple[NativeSession, greeting.Ready]:
         """The session that a hello asks for, new or known.
 
         Raises:
@@ -102,11 +102,11 @@ class NativeService:
         if hello.resumes and known is not None and known.attach(hello, context):
             self._watch(known, context)
             needs = known.needs
-            return known, native.Ready(needs.description, needs.n_obs_steps, resumed=True, received=known.received)
+            return known, greeting.Ready(needs.description, needs.n_obs_steps, resumed=True, received=known.received)
         if known is not None:
             self._leave(known, "its client began anew")
         needs = self._host.describe(hello.spec, carries_history=True)
-        if needs.n_obs_steps * native.step_bytes(hello.spec.features) > native.MAX_OBSERVATION_BYTES:
+        if needs.n_obs_steps * native.step_bytes(hello.spec.features) > greeting.MAX_OBSERVATION_BYTES:
             raise SetupRefusedError(f"{needs.n_obs_steps} observations at once are more than the server takes")
         session = NativeSession(hello, needs, self._host.ring, context)
         self._host.reserve(session, needs)
@@ -119,7 +119,7 @@ class NativeService:
         except SetupRefusedError:
             self._leave(session, "its policy could not be opened")
             raise
-        return session, native.Ready(needs.description, needs.n_obs_steps)
+        return session, greeting.Ready(needs.description, needs.n_obs_steps)
 
     # Ending.
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import grpc
 
 from async_delta_inference.errors import PeerGoneError
-from async_delta_inference.transport.grpc import native
+from async_delta_inference.transport.grpc import greeting, native, replies
 from async_delta_inference.transport.grpc.observations import Assembly
 from async_delta_inference.transport.mailbox import MAX_REPLIES, MailboxSession
 from async_delta_inference.transport.policy import PolicyNeeds
@@ -31,7 +31,7 @@ class NativeSession(MailboxSession):
     """
 
     def __init__(
-        self, hello: native.Hello, needs: PolicyNeeds, ring: Callable[[], None], context: grpc.ServicerContext
+        self, hello: greeting.Hello, needs: PolicyNeeds, ring: Callable[[], None], context: grpc.ServicerContext
     ) -> None:
         super().__init__(hello.spec, f"the client at {context.peer()}", ring)
         self.hello = hello
@@ -49,7 +49,7 @@ class NativeSession(MailboxSession):
 
     # The stream.
 
-    def attach(self, hello: native.Hello, context: grpc.ServicerContext) -> bool:
+    def attach(self, hello: greeting.Hello, context: grpc.ServicerContext) -> bool:
         """Go on with the session on another stream; False when it cannot be."""
         with self._condition:
             oldest = self._sent[0][0] if self._sent else self._number + 1
@@ -129,7 +129,7 @@ class NativeSession(MailboxSession):
             reply = self.next_reply(0.0)
             assert reply is not None
             self._number += 1
-            data = native.encode_reply(self._number, reply)
+            data = replies.encode_reply(self._number, reply)
             self._sent.append((self._number, data))
         return data
 
@@ -154,4 +154,4 @@ class NativeSession(MailboxSession):
 
 def goodbye(session: NativeSession, gone: PeerGoneError) -> bytes:
     """What the client is told at the end."""
-    return native.bye(session.end_reason or str(gone), session.is_at_fault)
+    return greeting.bye(session.end_reason or str(gone), session.is_at_fault)
