@@ -94,6 +94,8 @@ class SimClientConfig(PolicyFlags):
 
     n_videos: int = 0
     """Episodes of each task to record as videos, the first ones."""
+    record_dataset: Path | None = None
+    """Write the episodes as a LeRobotDataset into this new folder; renders every frame."""
     save_trajectories: bool = False
     """Write one trajectories/*.npz per episode."""
     debug_visualize_queue_size: bool = False
@@ -150,6 +152,10 @@ class SimClientConfig(PolicyFlags):
             "--rtc.enabled=true continues the newest chunk, so it must be what is executed: add "
             "--aggregate_fn_name=latest_only, and leave --one_request_in_flight=false out",
         )
+        _require(
+            self.record_dataset is None or self.resume is None,
+            "--record_dataset and --resume: a dataset is written by one run; leave one of them out",
+        )
         check_stop_when(self.stop_when, self.baseline)
         self._check_delay()
         self._check_address()
@@ -157,7 +163,7 @@ class SimClientConfig(PolicyFlags):
 
     def _take_what_python_writes(self) -> None:
         """A program of the user's gives paths as text and a number of steps as a number; ``~`` is home."""
-        for name in ("output_dir", "inference_delay_trace", "trace", "baseline"):
+        for name in ("output_dir", "inference_delay_trace", "trace", "baseline", "record_dataset"):
             if getattr(self, name) is not None:
                 setattr(self, name, home_expanded(name, getattr(self, name)))
         if self.resume is not None:
@@ -292,7 +298,7 @@ class SimClientConfig(PolicyFlags):
             must_go=self.must_go,
             one_request_in_flight=self.one_request_in_flight,
             on_starvation=self.on_starvation,
-            render=self.render,
+            render="always" if self.record_dataset is not None else self.render,
             client_device=self.client_device,
         )
 

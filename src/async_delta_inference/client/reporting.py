@@ -13,6 +13,7 @@ from typing import Any
 from async_delta_inference.client.config import SimClientConfig
 from async_delta_inference.client.environments.base import Environment
 from async_delta_inference.client.environments.episode import EpisodeKey, EpisodeSpec
+from async_delta_inference.client.record.dataset import DatasetRecorder
 from async_delta_inference.client.record.delays import DELAYS_NAME, write_recorded_delays
 from async_delta_inference.client.record.eval_info import EVAL_INFO_NAME, write_eval_info
 from async_delta_inference.client.record.observers import RunObserver
@@ -169,6 +170,8 @@ def configured_observers(config: SimClientConfig, folder: OutputFolder, record: 
         _Record(record),
         _UnknownSuccess(),
     ]
+    if config.record_dataset is not None:
+        observers.append(DatasetRecorder(folder, config.record_dataset))
     if config.progress:
         from rich.console import Console
 

@@ -35,6 +35,7 @@ _NO_MATTER = (
     "n_videos",
     "stop_when",
     "baseline",
+    "record_dataset",
     "save_trajectories",
     "plot_latency",
 )

@@ -46,6 +46,7 @@ _SAME_EPISODES = frozenset(
             "n_videos",
             "stop_when",
             "baseline",
+            "record_dataset",
             "save_trajectories",
             "debug_visualize_queue_size",
         ),
