@@ -68,7 +68,7 @@ def test_mistake_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str])
 @pytest.fixture
 def quick_policy(monkeypatch: pytest.MonkeyPatch) -> None:
     """In the place of LeRobot's, which takes long to load."""
-    monkeypatch.setattr(cli, "_make_policy", lambda: FunctionPolicy(lambda observation: [[0.0]]))
+    monkeypatch.setattr(cli, "_make_policy", lambda host: FunctionPolicy(lambda observation: [[0.0]]))
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def pigeon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     )
     (tmp_path / "pigeon_post_for_tests.py").write_text(PIGEON)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(cli, "_make_policy", lambda: FunctionPolicy(lambda observation: [[0.0]]))
+    monkeypatch.setattr(cli, "_make_policy", lambda host: FunctionPolicy(lambda observation: [[0.0]]))
     module = importlib.import_module("pigeon_post_for_tests")
     yield module
     del sys.modules["pigeon_post_for_tests"]
@@ -214,7 +214,6 @@ def test_variable_that_cannot_work_is_refused(
         ("lerobot", "shm", "extra 'lerobot'"),
         ("torch", "shm", "extra 'lerobot'"),
         ("grpc", "grpc", "extra 'grpc'"),
-        ("grpc", "shm", "lerobot[async]"),  # LeRobot's own words
     ],
 )
 def test_missing_packages_name_the_extra(module: str, transport: str, named: str) -> None:

@@ -71,7 +71,7 @@ SERVES_A_FUNCTION = """
 import async_delta_inference.server_adapter.cli as cli
 from async_delta_inference.transport import FunctionPolicy
 
-cli._make_policy = lambda: FunctionPolicy(lambda observation: [[0.0, 0.0]] * 10)
+cli._make_policy = lambda host: FunctionPolicy(lambda observation: [[0.0, 0.0]] * 10)
 """
 
 

@@ -38,7 +38,7 @@ def infer(observation):
         time.sleep(600)
     return [[0.0, 0.0, 0.0]] * 5
 
-cli._make_policy = lambda: FunctionPolicy(infer)
+cli._make_policy = lambda host: FunctionPolicy(infer)
 """
 PARENT = """
 import sys
