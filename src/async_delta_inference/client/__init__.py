@@ -5,12 +5,14 @@ from async_delta_inference.client.control.aggregation import register_aggregate_
 from async_delta_inference.client.environments.base import Environment, StepResult
 from async_delta_inference.client.environments.episode import EpisodeSpec
 from async_delta_inference.client.environments.registry import register_environment
+from async_delta_inference.client.evaluation import Evaluation, evaluate
 from async_delta_inference.client.record.observers import RunObserver
 from async_delta_inference.client.record.results import EpisodeResult, EvaluationResult
 from async_delta_inference.client.sim_client import SimClient
 
 __all__ = [
     "Environment",
+    "Evaluation",
     "EpisodeResult",
     "EpisodeSpec",
     "EvaluationResult",
@@ -18,6 +20,7 @@ __all__ = [
     "SimClient",
     "SimClientConfig",
     "StepResult",
+    "evaluate",
     "register_aggregate_function",
     "register_environment",
 ]

@@ -5,15 +5,19 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from async_delta_inference.client.config import SimClientConfig
 from async_delta_inference.client.environments.plugins import known_environments
+from async_delta_inference.client.evaluation import Evaluation
 from async_delta_inference.client.flag_help import asks_for_help, environment_help, evaluation_help, named_environment
 from async_delta_inference.client.lerobot_flags import ASYNCHRONOUS, in_our_words, is_lerobots
 from async_delta_inference.client.record.eval_info import EVAL_INFO_NAME
+from async_delta_inference.client.record.events import RunStarted
 from async_delta_inference.client.run.child_process import forks_allowed
 from async_delta_inference.client.sim_client import SimClient
 from async_delta_inference.command_line import EXIT_FAILED, parse_arguments, run_command
+from async_delta_inference.standard_streams import unfailing
 
 __all__ = ["main", "parse_evaluation"]
 
@@ -63,30 +67,66 @@ def parse_evaluation(arguments: Sequence[str]) -> SimClientConfig:
 
 
 def _evaluate(config: SimClientConfig) -> int:
-    from rich.console import Console
-
-    from async_delta_inference.client.view.table import result_table
-
-    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
     if config.check:
         from async_delta_inference.client.checking import check
 
-        return EXIT_FAILED if check(config, console) else 0
+        return EXIT_FAILED if check(config, _console()) else 0
+    if config.n_envs is not None:
+        return _evaluate_in_workers(config)
     client = SimClient(config)
     try:
         client.start()
-        # As it is, on one line: it may be long, and brackets in it mean nothing.
-        console.print(f"output in {client.output_dir}", markup=False, soft_wrap=True)
+        _say(f"output in {client.output_dir}")
         client.control_loop()
     finally:
         try:
             client.stop()
         finally:
-            if client.result.episodes:
-                console.print(result_table(client.result))
-                over = f", over {client.result.spoken}" if client.result.spoken else ""
-                console.print(f"evaluated {client.result.policy}{over}", markup=False, soft_wrap=True)
-                written = client.output_dir / EVAL_INFO_NAME
-                if written not in client.unwritten:
-                    console.print(f"wrote {written}", markup=False, soft_wrap=True)
+            _conclude(client)
     return EXIT_FAILED if client.unwritten else 0
+
+
+def _evaluate_in_workers(config: SimClientConfig) -> int:
+    from rich.console import Console
+
+    from async_delta_inference.client.view.run_progress import RunProgress
+
+    evaluation = Evaluation(config)
+    progress = RunProgress(Console(file=unfailing(sys.stderr))) if config.progress else None
+    try:
+        for event in evaluation:
+            if isinstance(event, RunStarted):
+                _say(f"output in {evaluation.output_dir}")
+            if progress is not None:
+                progress(event)
+    finally:
+        if progress is not None:
+            progress.stop()
+        _conclude(evaluation)
+    for given_up in evaluation.result.given_up:
+        print(f"given up: {given_up.spec.name}: {given_up.failures[-1]}", file=sys.stderr)
+    return EXIT_FAILED if evaluation.unwritten or evaluation.result.given_up else 0
+
+
+def _conclude(run: SimClient | Evaluation) -> None:
+    """The table, and where the results are."""
+    from async_delta_inference.client.view.table import result_table
+
+    if not run.result.episodes:
+        return
+    _console().print(result_table(run.result))
+    over = f", over {run.result.spoken}" if run.result.spoken else ""
+    _say(f"evaluated {run.result.policy}{over}")
+    if (written := run.output_dir / EVAL_INFO_NAME) not in run.unwritten:
+        _say(f"wrote {written}")
+
+
+def _say(line: str) -> None:
+    """As it is, on one line: it may be long, and brackets in it mean nothing."""
+    _console().print(line, markup=False, soft_wrap=True)
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 160, highlight=False)

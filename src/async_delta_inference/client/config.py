@@ -83,6 +83,14 @@ class SimClientConfig(PolicyFlags):
     action, and the actions of the steps that passed are dropped)."""
     render_device: int | None = None
     """Device that EGL renders on, apart from the policy's; none: MUJOCO_EGL_DEVICE_ID, else one that is there."""
+    n_envs: str | None = None
+    """Simulators at the same time, each in a process of its own, or auto; none: one, in this process."""
+    max_batch: int = 1
+    """With --n_envs: observations of different simulators that the policy is given together, at most."""
+    max_retries: int = 2
+    """With --n_envs: how often an episode is run again whose simulator crashed or hung, before it is given up."""
+    episode_timeout_s: float = 120.0
+    """With --n_envs: seconds without a step after which a simulator hangs."""
     render: str = "on_demand"
     """on_demand: only the frames that are sent or recorded; always: every step."""
 
@@ -126,6 +134,7 @@ class SimClientConfig(PolicyFlags):
         """
         self._take_what_python_writes()
         self._check_folder()
+        self.check_workers()
         self._check_numbers()
         self.check_policy()
         _require(self.n_episodes >= 1, f"--n_episodes must be at least 1, got {self.n_episodes}")
@@ -171,6 +180,27 @@ class SimClientConfig(PolicyFlags):
             self.resume = {"true": "true", "false": None}.get(str(self.resume).lower(), str(self.resume))
         if self.inference_delay is not None:
             self.inference_delay = str(self.inference_delay)
+
+    def check_workers(self) -> None:
+        """The part of the validation that is about workers.
+
+        Raises:
+            ConfigError: One line that names the flag and the remedy.
+        """
+        if self.n_envs is not None:
+            self.n_envs = str(self.n_envs)
+            _require(
+                self.n_envs == "auto" or (self.n_envs.isdecimal() and int(self.n_envs) >= 1),
+                f"--n_envs must be a number of simulators, 1 or more, or auto, got {self.n_envs}",
+            )
+            _require(self.trace is None, "--trace follows one simulator in one process: leave --n_envs out")
+        _require(self.max_batch >= 1, f"--max_batch must be at least 1, got {self.max_batch}")
+        _require(
+            self.max_batch == 1 or self.server_address is None,
+            "--max_batch is for a server of this run's own: give it to async-delta-serve",
+        )
+        _require(self.max_retries >= 0, f"--max_retries must not be negative, got {self.max_retries}")
+        _require(self.episode_timeout_s > 0, f"--episode_timeout_s must be positive, got {self.episode_timeout_s}")
 
     def _check_folder(self) -> None:
         if self.resume is None:

@@ -6,6 +6,7 @@ import os
 import select
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -33,10 +34,17 @@ class EmbeddedServer:
         log_path: The file that takes what the server prints.
         trace: The file that takes its stages when it ends; None: they are not recorded.
         policy_host: What it asks for actions, as its flag of that name.
+        flags: Further ones, such as ``--max_batch=8``.
     """
 
     def __init__(
-        self, transport: str, log_path: Path, trace: Path | None = None, *, policy_host: str = "lerobot"
+        self,
+        transport: str,
+        log_path: Path,
+        trace: Path | None = None,
+        *,
+        policy_host: str = "lerobot",
+        flags: Sequence[str] = (),
     ) -> None:
         self.log_path = log_path
         log_path.parent.mkdir(parents=True, exist_ok=True)
@@ -45,6 +53,7 @@ class EmbeddedServer:
             f"--transport={transport}",
             f"--policy_host={policy_host}",
             *([] if trace is None else [f"--trace={trace}"]),
+            *flags,
         ]
         environment = os.environ | {
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
@@ -63,6 +72,11 @@ class EmbeddedServer:
     def pid(self) -> int:
         """Process id of the child."""
         return self._process.pid
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it died, or was stopped."""
+        return self._process.wait(0.0)
 
     def wait_until_ready(self, timeout_s: float) -> str:
         """The URI that the server listens on, once it does.
