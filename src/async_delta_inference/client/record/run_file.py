@@ -38,7 +38,7 @@ _SAMPLES = 64
 _SAMPLE_BYTES = 2**16
 _SAME_EPISODES = frozenset(
     [
-        *("n_episodes", "output_dir", "overwrite", "resume", "n_envs", "max_retries", "episode_timeout_s"),
+        *("n_episodes", "output_dir", "overwrite", "resume", "check", "n_envs", "max_retries", "episode_timeout_s"),
         *(
             "transport",
             "server_address",
