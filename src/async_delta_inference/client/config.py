@@ -102,6 +102,14 @@ class SimClientConfig(PolicyFlags):
 
     n_videos: int = 0
     """Episodes of each task to record as videos, the first ones."""
+    display_data: bool = False
+    """Show frames, state, action, queue and chunks in Rerun while it runs."""
+    display_ip: str | None = None
+    """Where a Rerun viewer listens; none: one is started."""
+    display_port: int | None = None
+    """Its port."""
+    display_save: Path | None = None
+    """Write what would be shown to this .rrd file instead."""
     record_dataset: Path | None = None
     """Write the episodes as a LeRobotDataset into this new folder; renders every frame."""
     save_trajectories: bool = False
@@ -165,6 +173,10 @@ class SimClientConfig(PolicyFlags):
             self.record_dataset is None or self.resume is None,
             "--record_dataset and --resume: a dataset is written by one run; leave one of them out",
         )
+        _require(
+            (self.display_ip is None) == (self.display_port is None),
+            "--display_ip and --display_port belong together: give both, or neither for a viewer that is started here",
+        )
         check_stop_when(self.stop_when, self.baseline)
         self._check_delay()
         self._check_address()
@@ -172,7 +184,7 @@ class SimClientConfig(PolicyFlags):
 
     def _take_what_python_writes(self) -> None:
         """A program of the user's gives paths as text and a number of steps as a number; ``~`` is home."""
-        for name in ("output_dir", "inference_delay_trace", "trace", "baseline", "record_dataset"):
+        for name in ("output_dir", "inference_delay_trace", "trace", "baseline", "record_dataset", "display_save"):
             if getattr(self, name) is not None:
                 setattr(self, name, home_expanded(name, getattr(self, name)))
         if self.resume is not None:

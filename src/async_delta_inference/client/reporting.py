@@ -170,6 +170,10 @@ def configured_observers(config: SimClientConfig, folder: OutputFolder, record: 
         _Record(record),
         _UnknownSuccess(),
     ]
+    if config.display_data:
+        from async_delta_inference.client.view.live import LiveView, rerun_sink
+
+        observers.append(LiveView(rerun_sink(config.display_ip, config.display_port, config.display_save)))
     if config.record_dataset is not None:
         observers.append(DatasetRecorder(folder, config.record_dataset))
     if config.progress:

@@ -36,6 +36,10 @@ _NO_MATTER = (
     "stop_when",
     "baseline",
     "record_dataset",
+    "display_data",
+    "display_ip",
+    "display_port",
+    "display_save",
     "save_trajectories",
     "plot_latency",
 )

@@ -139,6 +139,7 @@ class ControlLoop:
             action = self._next_action(environment)
             steps.states.append(environment.state())
             steps.actions.append(action)
+            self._observer.acting(action, steps.queue_sizes[-1])
             frame = options.render == "always" or self._will_want_frame(step + 1)
             outcome = environment.step(self._to_device(action), render=frame)
             steps.rewards.append(outcome.reward)
@@ -268,6 +269,7 @@ class ControlLoop:
                 latency_s=latency_s,
             )
         )
+        self._observer.chunk_merged(self._result.chunks[-1])
         if request is not None and chunk.timestep >= request.timestep:
             self._request = None
 

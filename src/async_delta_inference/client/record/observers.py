@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 
+import numpy as np
+from numpy.typing import NDArray
+
 from async_delta_inference.client.environments.base import Environment, StepResult
-from async_delta_inference.client.record.results import EpisodeResult, EvaluationResult
+from async_delta_inference.client.record.results import ChunkRecord, EpisodeResult, EvaluationResult
 
 __all__ = ["Observers", "RunObserver"]
 
@@ -19,6 +22,17 @@ class RunObserver:
 
     def episode_started(self, environment: Environment, episode: int) -> None:
         """The environment was reset."""
+
+    def chunk_merged(self, chunk: ChunkRecord) -> None:
+        """A chunk takes effect."""
+
+    def acting(self, action: NDArray[np.float32], queued: int) -> None:
+        """A step is about to be taken.
+
+        Args:
+            action: float32 (A,), to be executed.
+            queued: Actions that waited at the step's beginning.
+        """
 
     def stepped(self, environment: Environment, outcome: StepResult) -> None:
         """A step was taken."""
@@ -46,6 +60,14 @@ class Observers(RunObserver):
     def episode_started(self, environment: Environment, episode: int) -> None:  # noqa: D102
         for observer in self._observers:
             observer.episode_started(environment, episode)
+
+    def chunk_merged(self, chunk: ChunkRecord) -> None:  # noqa: D102
+        for observer in self._observers:
+            observer.chunk_merged(chunk)
+
+    def acting(self, action: NDArray[np.float32], queued: int) -> None:  # noqa: D102
+        for observer in self._observers:
+            observer.acting(action, queued)
 
     def stepped(self, environment: Environment, outcome: StepResult) -> None:  # noqa: D102
         for observer in self._observers:
