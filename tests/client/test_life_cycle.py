@@ -92,12 +92,12 @@ class Leaking(StubEnvironment):
         raise RuntimeError("the simulator crashed")
 
 
-def test_simulator_that_fails_to_close_keeps_nothing_else_open(run: Run) -> None:
+def test_simulator_that_fails_to_close_keeps_nothing_else_open(run: Run, caplog: pytest.LogCaptureFixture) -> None:
     run.environments = [Leaking(task_id=0), Leaking(task_id=1)]
     client = run.client(trace=run.folder / "trace.json")
     client.start()
-    with pytest.raises(RuntimeError, match="crashed"):
-        client.stop()
+    client.stop()
+    assert caplog.text.count("crashed") == 2
     assert run.transport.closed
     assert all(environment.closed for environment in run.environments)
     assert stages.recorder is None

@@ -34,6 +34,7 @@ from async_delta_inference.client.run.checkpoint import local_checkpoint
 from async_delta_inference.client.run.clocks import make_clock
 from async_delta_inference.client.run.embedded_server import EmbeddedServer
 from async_delta_inference.client.run.interrupts import KeptInterrupts, interrupts_held, interrupts_kept
+from async_delta_inference.client.run.repeatability import is_repeatable
 from async_delta_inference.client.run.session_spec import session_spec
 from async_delta_inference.errors import ConfigError
 from async_delta_inference.transport import LinkOptions, Transport, open_transport
@@ -81,6 +82,7 @@ class SimClient:
         self._record = RunRecord(config, self._folder)
         self._observer = Observers([*configured_observers(config, self._folder, self._record), *observers])
         self._server: EmbeddedServer | None = None
+        self._repeatable: bool | None = None
         self._stage_trace: StageTraceFile | None = None
         self._transport = transport
         self._source: ChunkSource | None = None
@@ -163,8 +165,9 @@ class SimClient:
                 config.transport, self.output_dir / "server.log", trace, policy_host=config.policy_host
             )
         if self._environments is None:
-            made = make_environments(config.env, config.environment_options())
-            self._environments = [GuardedEnvironment(environment) for environment in made]
+            if config.check:
+                self._repeatable = is_repeatable(self._make_environments, config.seed)
+            self._environments = self._make_environments()
         spec = session_spec(config, self._started_environments(), checkpoint)
         if self._server is not None:
             # A child that died does not come back.
@@ -176,6 +179,10 @@ class SimClient:
         self._transport.connect(spec)
         self._source = ChunkSource(self._transport)
         self._source_exists.set()
+
+    def _make_environments(self) -> list[GuardedEnvironment]:
+        made = make_environments(self.config.env, self.config.environment_options())
+        return [GuardedEnvironment(environment) for environment in made]
 
     def _find_checkpoint(self) -> Path | None:
         """The policy's folder, where this machine has it and the server reads it from here."""
@@ -207,6 +214,7 @@ class SimClient:
             raise ConfigError("call start() before control_loop()")
         spoken = self._transport.spoken
         self.result = EvaluationResult(fps=self.fps, policy=self._policy_in_words(), spoken=spoken)
+        self.result.repeatable = self._repeatable
         self._started_s = time.perf_counter()
         self._looping, self._told = True, False
         try:
@@ -318,6 +326,8 @@ class SimClient:
         """From here on the episode is not lost, whatever ends the run: an interrupt waits until it is written."""
         with interrupts_held():
             self.result.episodes.append(result)
+            if self.result.repeatable is None:  # Known of those whose frames were tried, too.
+                self.result.repeatable = getattr(environment, "repeatable", None)
             self.result.eval_s = self._record.earlier_s + time.perf_counter() - self._started_s
             self._observer.episode_ended(environment, result)
             self._observer.episode_kept(self.result)

@@ -53,6 +53,7 @@ def eval_info(result: EvaluationResult, video_of: VideoOf = _no_video) -> dict[s
     overall["async"] = async_figures(result.episodes) | {
         "policy": result.policy,
         "spoken": result.spoken or None,
+        "repeatable": result.repeatable,
         # Counted apart: their simulators failed, and nothing is known of the policy.
         "given_up": [
             {"task_group": spec.task_group, "task_id": spec.task_id, "episode": spec.episode, "why": failures[-1]}

@@ -162,6 +162,7 @@ class EvaluationResult:
         inference_delay_steps: In the simulated clock, the delays used; empty in the realtime clock.
         spoken: How observations travelled, in words, where the transport has a choice: the dialect, and how frames were
             encoded where that changed them.
+        repeatable: Whether the same seed and actions give the same; None where nobody tried.
     """
 
     episodes: list[EpisodeResult] = field(default_factory=list)
@@ -171,6 +172,7 @@ class EvaluationResult:
     inference_delay_steps: tuple[int, ...] = ()
     given_up: list[GivenUp] = field(default_factory=list)
     spoken: str = ""
+    repeatable: bool | None = None
 
     @property
     def success_rate(self) -> float:

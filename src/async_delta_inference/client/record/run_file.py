@@ -43,6 +43,8 @@ _SAME_EPISODES = frozenset(
             "transport",
             "server_address",
             "render",
+            "render_device",
+            "check",
             "n_videos",
             "stop_when",
             "baseline",
