@@ -208,6 +208,8 @@ class SimClientConfig(PolicyFlags):
                 f"--n_envs must be a number of simulators, 1 or more, or auto, got {self.n_envs}",
             )
             _require(self.trace is None, "--trace follows one simulator in one process: leave --n_envs out")
+            for name in ("stop_when", "record_dataset", "display_data"):
+                _require(not getattr(self, name), f"--{name} follows one simulator in one process: leave --n_envs out")
         _require(self.max_batch >= 1, f"--max_batch must be at least 1, got {self.max_batch}")
         _require(
             self.max_batch == 1 or self.server_address is None,

@@ -10,6 +10,7 @@ from pathlib import Path
 from async_delta_inference.client.cli import parse_evaluation
 from async_delta_inference.client.compare.runs import read_finished
 from async_delta_inference.client.config import SimClientConfig
+from async_delta_inference.client.evaluation import evaluate
 from async_delta_inference.client.record.figures import run_figures
 from async_delta_inference.client.report.curves import delay_charts
 from async_delta_inference.client.report.page import ReportedRun, report_page
@@ -18,7 +19,7 @@ from async_delta_inference.client.sim_client import SimClient
 from async_delta_inference.client.sweep import Point, Sweep, split_grid
 from async_delta_inference.client.view.sweep_table import Row, sweep_csv, sweep_table
 from async_delta_inference.command_line import run_command
-from async_delta_inference.errors import ConfigError
+from async_delta_inference.errors import ConfigError, EpisodeError
 from async_delta_inference.whole_files import write_whole
 
 __all__ = ["main", "run_sweep"]
@@ -67,7 +68,12 @@ def run_sweep(words: Sequence[str], parse: Parse) -> int:
         def run_point(point: Point, into: Path) -> None:
             resume = ["--resume=true"] if (into / "run.yaml").exists() else []
             given = [f"--server_address={address()}"] if configs[0].server_address is None else []
-            SimClient(parse([*common, *point.arguments, f"--output_dir={into}", *given, *resume])).run()
+            config = parse([*common, *point.arguments, f"--output_dir={into}", *given, *resume])
+            result = evaluate(config) if config.n_envs is not None else SimClient(config).run()
+            if result.given_up:
+                raise EpisodeError(
+                    f"{point.name}: {result.given_up[0].spec.name} has no result: {result.given_up[0].failures[-1]}"
+                )
 
         for point in sweep.run(run_point):
             console.print(f"complete: {point.name}", markup=False, soft_wrap=True)

@@ -59,3 +59,10 @@ def test_a_baseline_of_other_episodes_is_refused(run: Run) -> None:
 def test_what_is_no_rule_is_refused(run: Run, flags: dict, reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
         run.client(**flags)
+
+
+@pytest.mark.parametrize("flags", [{"stop_when": "interval<9"}, {"record_dataset": "new"}, {"display_data": True}])
+def test_what_follows_one_simulator_is_refused_with_many(run: Run, flags: dict) -> None:
+    (name,) = flags
+    with pytest.raises(ConfigError, match=f"--{name} follows one simulator"):
+        run.client(n_envs="2", **flags)
