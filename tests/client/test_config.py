@@ -58,6 +58,11 @@ DISTRIBUTION = Path(__file__).parents[1] / "support" / "coo_distribution"
         ({"env": SimpleNamespace(fps=20, episode_length=-3)}, "--env.episode_length must be a positive number, got -3"),
         ({"env": SimpleNamespace(fps=20, observation_height=0)}, "--env.observation_height must be"),
         ({"output_dir": "~nobody_of_that_name/x"}, "--output_dir"),
+        ({"n_envs": 0}, "--n_envs must be a number of simulators, 1 or more, or auto, got 0"),
+        ({"n_envs": 2, "trace": "trace.json"}, "--trace follows one simulator"),
+        ({"max_batch": 2, "server_address": "shm://x"}, "--max_batch is for a server of this run's own"),
+        ({"resume": True}, "--resume=true needs --output_dir"),
+        ({"resume": True, "output_dir": "x", "overwrite": True}, "--resume keeps what --overwrite=true replaces"),
         ({"reconnect_timeout_s": -1}, "--reconnect_timeout_s must be 0 or more"),
     ],
 )

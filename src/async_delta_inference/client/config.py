@@ -207,8 +207,8 @@ class SimClientConfig(PolicyFlags):
                 self.n_envs == "auto" or (self.n_envs.isdecimal() and int(self.n_envs) >= 1),
                 f"--n_envs must be a number of simulators, 1 or more, or auto, got {self.n_envs}",
             )
-            _require(self.trace is None, "--trace follows one simulator in one process: leave --n_envs out")
-            for name in ("stop_when", "record_dataset", "display_data"):
+            for name in ("trace", "stop_when", "record_dataset", "display_data"):
+                # In the order of the plan, which several simulators do not keep.
                 _require(not getattr(self, name), f"--{name} follows one simulator in one process: leave --n_envs out")
         _require(self.max_batch >= 1, f"--max_batch must be at least 1, got {self.max_batch}")
         _require(
@@ -223,11 +223,12 @@ class SimClientConfig(PolicyFlags):
             return
         _require(not self.overwrite, "--resume keeps what --overwrite=true replaces: give one of them")
         if self.resume != "true":
+            folder = Path(self.resume).expanduser()
             _require(
-                self.output_dir in (None, Path(self.resume)),
+                self.output_dir in (None, folder),
                 f"--resume={self.resume} is another folder than --output_dir={self.output_dir}",
             )
-            self.output_dir = Path(self.resume)
+            self.output_dir = folder
         _require(self.output_dir is not None, "--resume=true needs --output_dir, or name the folder: --resume=FOLDER")
 
     def _check_numbers(self) -> None:
