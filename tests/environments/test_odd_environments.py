@@ -210,6 +210,13 @@ def test_what_cannot_be_a_video_is_said_and_the_run_goes_on(
     assert all("a video frame" in reason for reason in client.unwritten.values())
 
 
+def test_of_several_cameras_a_video_shows_the_first(tmp_path: Path) -> None:
+    cameras = [np.full((16, 16, 3), value, np.uint8) for value in (5, 9)]
+    (env,) = make_environments(GymnasiumEnv(task=odd("ShowsTwo", render=lambda self: cameras)))
+    env.reset(env.episode(0, 0))
+    assert np.all(env.video_frame() == 5)
+
+
 def test_a_video_frame_that_changes_its_size_is_said_and_the_run_goes_on(tmp_path: Path) -> None:
     task = odd("Zooms", render=lambda self: np.zeros((16 + 2 * self.t, 16, 3), np.uint8))
     client, result = evaluate_odd(task, tmp_path, n_videos=1)

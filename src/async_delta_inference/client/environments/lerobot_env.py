@@ -174,6 +174,9 @@ class LeRobotEnvironment(Environment):
         with self._simulator_errors("render"):
             self._want_frames(True, resetting=False)
             frame: Any = env.render()
+        if isinstance(frame, (list, tuple)) and frame:
+            # Several cameras' at once, of which a video shows the first; or those since the last look.
+            frame = frame[-1] if env.render_mode == "rgb_array_list" else frame[0]
         return np.ascontiguousarray(self._picture(frame, f"a video frame with render_mode {env.render_mode!r}"))
 
     def close(self) -> None:  # noqa: D102
