@@ -78,7 +78,7 @@ ENVIRONMENTS = [
     Tried(
         "gymnasium",
         "ogbench",
-        {"task": "ogbench:visual-cube-single-v0", "state_from_info": "proprio", "episode_length": 200},
+        {"task": "ogbench:visual-cube-single-v0", "state_from_info": "proprio/joint_pos", "episode_length": 200},
     ),
     Tried("gymnasium", "gymnasium[classic-control]", {"task": "MountainCarContinuous-v0"}),
 ]
