@@ -113,14 +113,18 @@ class _Unchanged:
 
 
 class NullLeRobotPolicy(LeRobotPolicy):
-    """The product's policy, which loads `NullWeights` and processors that do nothing; an act to whoever asks it."""
+    """The product's policy, which loads `NullWeights` and processors that do nothing where the null policy is named."""
 
     def describe(self, spec: SessionSpec) -> PolicyNeeds:
-        """Whatever comes is served."""
+        """The null policy takes whatever comes."""
+        if not is_null_checkpoint(spec.pretrained_name_or_path):
+            return super().describe(spec)
         return PolicyNeeds("null weights", action_dim=spec.action_dim)
 
     def open(self, spec: SessionSpec) -> LeRobotSession:
-        """A session of the product's, around null weights."""
+        """A session of the product's."""
+        if not is_null_checkpoint(spec.pretrained_name_or_path):
+            return super().open(spec)
         weights = NullWeights(spec.features.to_lerobot(), (spec.actions_per_chunk, spec.action_dim))
         loaded: Any = SimpleNamespace(
             identity=PolicyIdentity("act", spec.pretrained_name_or_path, spec.device, (), ()),
