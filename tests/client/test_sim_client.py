@@ -149,7 +149,9 @@ def test_restart_of_the_server_in_mid_episode_lets_the_run_go_on(pusht_checkpoin
 
 
 def test_checkpoint_that_is_not_there_is_refused_by_the_server(policy_server: ServedPeer, tmp_path: Path) -> None:
-    client = SimClient(config(Path("nobody/nothing"), policy_server, tmp_path))
+    """Where the transport is the user's own, the client does not look for it."""
+    flags = config(Path("nobody/nothing"), policy_server, tmp_path)
+    client = SimClient(flags, transport=open_transport(policy_server.uri))
     with pytest.raises(SetupRefusedError, match="nobody/nothing"):
         client.run()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -155,7 +156,7 @@ def test_a_cache_that_cannot_be_written_falls_back_to_the_temporary_folder(
     clean: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "access", lambda *_: False)
-    monkeypatch.setattr(libero_setup.tempfile, "gettempdir", lambda: str(clean / "tmp"))
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(clean / "tmp"))
     libero_setup._ensure_config(clean / "libero")
     assert Path(os.environ["LIBERO_CONFIG_PATH"]).is_relative_to(clean / "tmp")
 

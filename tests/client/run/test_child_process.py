@@ -102,7 +102,7 @@ def test_forks_are_for_programs_that_say_so_and_have_one_thread(monkeypatch: pyt
 def test_what_the_command_loads_initialises_no_device_and_starts_no_thread() -> None:
     """Or a server could not be forked from it."""
     program = (
-        "from async_delta_inference.client import cli; cli._env_config(); "
+        "from async_delta_inference.client.environments.plugins import known_environments; known_environments(''); "
         "from async_delta_inference.client.run.child_process import can_fork, forks_allowed\n"
         "with forks_allowed(): print(can_fork('lerobot.processor'))"
     )

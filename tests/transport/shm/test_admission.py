@@ -135,9 +135,9 @@ def hello(**changes: object) -> dict[str, object]:
 
 
 def test_other_version_is_refused_with_both_named(server: Server) -> None:
-    reason = refusal_of(hello(version=7, package="9.9"))
-    assert "version 7 (package 9.9)" in reason
-    assert "version 3 (package" in reason
+    reason = refusal_of(hello(version=999, package="9.9"))
+    assert "version 999 (package 9.9)" in reason
+    assert f"version {handshake.PROTOCOL_VERSION} (package" in reason
 
 
 @pytest.mark.parametrize(

@@ -199,14 +199,21 @@ class LeRobotEnvironment(Environment):
         key = identity(self._env, self._configuration)
         proof = cached_proof(key)
         if proof is None:
-            env, self._env = self._env, None
-            with self._simulator_errors("close"):
-                env.close()
+            self._close_for_the_trial()
             proof = prove_frames(self._rebuild, self._converted, {NEW_ROLLOUT_OPTION: True})
             keep_proof(key, proof)
         if proof.reason:
             logger.warning("%s: every frame is rendered: %s", self.name, proof.reason)
         return proof
+
+    def _close_for_the_trial(self) -> None:
+        """That it fails in that is a warning, as when it is closed at the end."""
+        env, self._env = self._env, None
+        try:
+            with self._simulator_errors("close"):
+                env.close()
+        except EpisodeError as exc:
+            logger.warning("%s", exc)
 
     def _want_frames(self, wanted: bool, *, resetting: bool) -> None:
         """Tell the simulator whether the next reset or step needs to render."""
