@@ -211,6 +211,7 @@ class LeRobotEnvironment(Environment):
         env, self._env = self._env, None
         try:
             with self._simulator_errors("close"):
+                assert env is not None
                 env.close()
         except EpisodeError as exc:
             logger.warning("%s", exc)
