@@ -15,7 +15,7 @@ import pytest
 from lerobot.transport import services_pb2
 from robot_calls import RobotCalls
 
-from async_delta_inference.errors import ConfigError, SetupRefusedError, TransportError
+from async_delta_inference.errors import ConfigError, PeerUnreachableError, SetupRefusedError
 from async_delta_inference.transport import (
     GrpcOptions,
     LinkOptions,
@@ -209,7 +209,7 @@ def test_client_does_not_speak_to_a_server_that_it_cannot_trust(
     server: Server, certificates: Path, ca: str | None
 ) -> None:
     link = LinkOptions(tls=TlsOptions(ca=None if ca is None else certificates / ca))
-    with pytest.raises(TransportError):
+    with pytest.raises(PeerUnreachableError):
         connect(server.uris[0], CONTRACT_POLICY, hasty(link))
 
 
@@ -219,7 +219,7 @@ def test_server_with_an_authority_asks_clients_for_certificates(certificates: Pa
     with serve(ScriptedPolicy(), ANYWHERE, link=link) as server:
         expect_service(server, hasty(link))
         for other in (TlsOptions(ca=certificates / "server.pem"), tls(certificates, "stranger", ca="server")):
-            with pytest.raises(TransportError):
+            with pytest.raises(PeerUnreachableError):
                 connect(server.uris[0], CONTRACT_POLICY, hasty(LinkOptions(tls=other)))
 
 
