@@ -116,10 +116,10 @@ class NullLeRobotPolicy(LeRobotPolicy):
     """The product's policy, which loads `NullWeights` and processors that do nothing where the null policy is named."""
 
     def describe(self, spec: SessionSpec) -> PolicyNeeds:
-        """The null policy takes whatever comes."""
+        """The null policy takes whatever comes; its actions are as wide as its name says."""
         if not is_null_checkpoint(spec.pretrained_name_or_path):
             return super().describe(spec)
-        return PolicyNeeds("null weights", action_dim=spec.action_dim)
+        return PolicyNeeds("null weights", action_dim=width_of_null_checkpoint(spec.pretrained_name_or_path))
 
     def open(self, spec: SessionSpec) -> LeRobotSession:
         """A session of the product's."""
