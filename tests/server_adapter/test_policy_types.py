@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,7 @@ def spec_of(policy_type: str, folder: Path) -> SessionSpec:
 def table() -> dict[str, str]:
     lines = (Path(__file__).parents[2] / "docs/compatibility.md").read_text().splitlines()
     start = lines.index(next(line for line in lines if line.startswith("| type |")))
-    rows = [line.split("|")[1:-1] for line in lines[start + 2 :] if line.startswith("|")]
+    rows = [line.split("|")[1:-1] for line in takewhile(lambda line: line.startswith("|"), lines[start + 2 :])]
     return {name.strip(): row[1].strip() for row in rows for name in row[0].split(",")}
 
 
