@@ -19,6 +19,7 @@ from random_act import build_random_act
 
 from async_delta_inference.client.cli import main
 from async_delta_inference.client.environments import make_environments
+from async_delta_inference.client.environments.libero_setup import prepare_libero
 from async_delta_inference.server_adapter.lerobot import LeRobotPolicy
 from async_delta_inference.transport import serve
 
@@ -71,8 +72,13 @@ LINES = {
     ),
     # LeRobot fixes the length of MetaWorld's episodes: a trained policy ends them early.
     "metaworld-trained": Line(METAWORLD, lambda _: POLICIES / "act_metaworld_reach_v3"),
-    "libero-trained": Line(LIBERO_128, lambda _: POLICIES / "act_libero_object_0"),
+    "libero-trained": Line(LIBERO_128, lambda _: trained_for_libero()),
 }
+
+
+def trained_for_libero() -> Path:
+    prepare_libero()  # LIBERO's own import asks at the terminal where its files are.
+    return POLICIES / "act_libero_object_0"
 
 
 def libero_128(length: int) -> LiberoEnv:
