@@ -217,6 +217,12 @@ def test_help_tells_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
     assert "seconds for the server to be reached" in text.lower()
 
 
+def test_no_flag_has_two_meanings() -> None:
+    """A field that is declared again means one thing on the command line and another in Python."""
+    declared = [name for kind in SimClientConfig.__mro__ for name in getattr(kind, "__annotations__", {})]
+    assert sorted(declared) == sorted(set(declared))
+
+
 def test_help_knows_the_environments_that_lerobot_registers(capsys: pytest.CaptureFixture[str]) -> None:
     from lerobot.envs.configs import EnvConfig
 

@@ -6,6 +6,7 @@ import importlib
 import json
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -159,6 +160,14 @@ def test_configuration_of_2024_is_read(policy: LeRobotPolicy, diffusion: Path, t
     with pytest.raises(SetupRefusedError, match="says no type of policy: give --policy_type"):
         policy.describe(spec(old))
     assert answers_of_one(policy, replace(spec(old), policy_type="diffusion"), 2) == expected
+
+
+def test_loading_leaves_no_temporary_file(
+    policy: LeRobotPolicy, act: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    policy.open(spec(act)).close()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_overrides_are_the_checkpoints_configuration(policy: LeRobotPolicy, act: Path) -> None:

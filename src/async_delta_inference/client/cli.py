@@ -97,6 +97,8 @@ def _evaluate_in_workers(config: SimClientConfig) -> int:
         for event in evaluation:
             if isinstance(event, RunStarted):
                 _say(f"output in {evaluation.output_dir}")
+                if progress is not None:
+                    progress.take_up(evaluation.result.episodes)
             if progress is not None:
                 progress(event)
     finally:

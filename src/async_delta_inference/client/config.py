@@ -81,7 +81,7 @@ class SimClientConfig(PolicyFlags):
     """No action queued: wait (the simulator stands still until there is one), hold (it is stepped with its hold action,
     and the chunk is executed from its start when it comes, as RobotClient does) or skip (it is stepped with its hold
     action, and the actions of the steps that passed are dropped)."""
-    check: bool = False
+    check_repeatable: bool = False
     """Before the first episode, try whether the same seed and actions give the same; the results say so."""
     render_device: int | None = None
     """Device that EGL renders on, apart from the policy's; none: MUJOCO_EGL_DEVICE_ID, else one that is there."""

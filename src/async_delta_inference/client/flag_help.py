@@ -60,6 +60,9 @@ def evaluation_help(program: str) -> str:
     """Every flag but those of the environments, and which environments there are."""
     parser = command_parser(Evaluation, program)
     parser.usage = _USAGE
+    for group in parser._action_groups:
+        # What follows the first sentences of a docstring is for programmers.
+        group.description = (group.description or "").partition("\n\n")[0] or None
     parser.epilog = f"Values of --env.type: {_types_in_words()}"
     return parser.format_help()
 

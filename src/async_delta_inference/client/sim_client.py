@@ -165,7 +165,7 @@ class SimClient:
                 config.transport, self.output_dir / "server.log", trace, policy_host=config.policy_host
             )
         if self._environments is None:
-            if config.check:
+            if config.check_repeatable:
                 self._repeatable = is_repeatable(self._make_environments, config.seed)
             self._environments = self._make_environments()
         spec = session_spec(config, self._started_environments(), checkpoint)

@@ -22,7 +22,7 @@ _LONGEST_TOKEN = 512
 
 @dataclass(frozen=True)
 class GrpcOptions:
-    """Of ``grpc://``.
+    """How ``grpc://`` is spoken, and with which frames and token.
 
     Args:
         dialect: native: our own protocol, without pickle; lerobot: LeRobot's; auto: a server speaks both, a client

@@ -32,7 +32,7 @@ def ends_by_chance(self: Plain, action: Any) -> Any:
 def test_it_is_tried_when_asked_for(
     name: str, members: dict[str, Any], repeatable: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    _, result = evaluate_odd(odd(f"Repeats{name}", **members), tmp_path, check=True)
+    _, result = evaluate_odd(odd(f"Repeats{name}", **members), tmp_path, check_repeatable=True)
     assert result.repeatable is repeatable
     info = json.loads((tmp_path / "eval_info.json").read_text())
     assert info["overall"]["async"]["repeatable"] is repeatable

@@ -6,10 +6,13 @@ import io
 
 import numpy as np
 from rich.console import Console
+from small_result import episode as made_up
 from stub_environment import StubEnvironment
 
-from async_delta_inference.client import EpisodeResult, EvaluationResult, StepResult
+from async_delta_inference.client import EpisodeResult, EpisodeSpec, EvaluationResult, StepResult
+from async_delta_inference.client.record.events import EpisodeEnded, RunStarted
 from async_delta_inference.client.view.progress import ProgressBar
+from async_delta_inference.client.view.run_progress import RunProgress
 
 
 def run(console: Console) -> None:
@@ -39,3 +42,16 @@ def test_log_file_gets_a_line_per_episode() -> None:
     assert len(lines) == 2
     assert lines[0].startswith("stub/0 episode 0: failure")
     assert lines[1].endswith("success 1/2 (2 of 4)")
+
+
+def test_progress_of_a_resumed_run_counts_what_was_there() -> None:
+    kept = [made_up("group", 0, index, [0.0], success) for index, success in enumerate((True, True, False))]
+    output = io.StringIO()
+    progress = RunProgress(Console(file=output, width=200))
+    specs = tuple(EpisodeSpec("group", 0, episode, episode, None) for episode in range(4))
+    progress(RunStarted(specs, specs[3:], 1))
+    progress.take_up(kept)
+    progress(EpisodeEnded(0, made_up("group", 0, 3, [0.0], False), ()))
+    progress.stop()
+    assert "success 2/4" in output.getvalue()
+    assert "(4 of 4)" in output.getvalue()

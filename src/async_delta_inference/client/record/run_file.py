@@ -44,7 +44,7 @@ _SAME_EPISODES = frozenset(
             "server_address",
             "render",
             "render_device",
-            "check",
+            "check_repeatable",
             "n_videos",
             "stop_when",
             "baseline",

@@ -1,4 +1,4 @@
-"""``--check``: whether the same seed and actions give the same, tried before it is relied on."""
+"""``--check_repeatable``: whether the same seed and actions give the same, tried before it is relied on."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -18,6 +19,7 @@ from async_delta_inference.client.record.events import (
     ServerStarted,
     Stepped,
 )
+from async_delta_inference.client.record.results import EpisodeResult
 from async_delta_inference.client.record.statistics import success_interval
 
 __all__ = ["RunProgress"]
@@ -65,6 +67,10 @@ class RunProgress:
             self._say(f"the server was started again ({event.restarts})")
         elif isinstance(event, RunEnded):
             self.stop()
+
+    def take_up(self, episodes: Sequence[EpisodeResult]) -> None:
+        """Count the successes that an earlier run has left."""
+        self._successes += [episode.success for episode in episodes if episode.success is not None]
 
     def stop(self) -> None:
         """Leave the terminal as it was; idempotent."""

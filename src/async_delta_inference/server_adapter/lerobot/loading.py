@@ -11,6 +11,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import draccus
 import torch
 
 from async_delta_inference.checkpoint_config import CheckpointConfig
@@ -96,10 +97,12 @@ class LoadedPolicy:
             logger.warning(
                 "%s: this LeRobot knows no %s: left out of its configuration", self.identity.path, ", ".join(unknown)
             )
-        with tempfile.TemporaryDirectory() as folder:
-            kept = {name: value for name, value in raw.items() if name in known and name not in overridden}
-            (Path(folder) / "config.json").write_text(json.dumps(kept))
-            config: Any = PreTrainedConfig.from_pretrained(folder, cli_overrides=overrides)
+        kept = {name: value for name, value in raw.items() if name in known - {"type"} and name not in overridden}
+        # As PreTrainedConfig.from_pretrained does it, which leaves a temporary file each time.
+        with tempfile.TemporaryDirectory() as folder, draccus.config_type("json"):
+            file = Path(folder) / "config.json"
+            file.write_text(json.dumps(kept))
+            config: Any = draccus.parse(config_class, file, args=overrides)
         config.pretrained_path = Path(self.identity.path)
         return config
 
