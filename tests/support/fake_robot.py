@@ -25,11 +25,24 @@ WAIT_S = 60.0
 _JOINTS = ("one.pos", "two.pos", "three.pos")
 _SHAPE = (16, 24, 3)
 _ROWS = 7
+_RACES = 3
 
 
 def expected_action(robot: int, timestep: int) -> NDArray[np.float32]:
     """Not exact in binary, so that a rounding on the way would show."""
     return np.array([robot + timestep * 0.1, timestep / 3, -robot / 7], np.float32)
+
+
+def check_performed(robot: int, performed: list[list[float]]) -> None:
+    """Every action is the robot's own, bit for bit, and comes when it should.
+
+    But for RobotClient's own race: it merges a chunk into the queue that its control loop empties meanwhile, so that on
+    a busy machine an action is performed twice, or one is left out.
+    """
+    timesteps = {expected_action(robot, timestep).tobytes(): timestep for timestep in range(ACTIONS + _ROWS)}
+    found = [timesteps.get(np.array(action, np.float32).tobytes(), "no action of this robot") for action in performed]
+    assert len(found) == ACTIONS
+    assert all(isinstance(t, int) and abs(t - index) <= _RACES for index, t in enumerate(found)), found
 
 
 def answer(observation: Observation) -> NDArray[np.float32]:
