@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
+import socket
 import stat
 import tempfile
 from pathlib import Path
 
 from async_delta_inference.errors import ConfigError
 
-__all__ = ["FOLDER_VARIABLE", "MAX_SOCKET_PATH_BYTES", "check_socket_path", "private_folder"]
+__all__ = ["FOLDER_VARIABLE", "MAX_SOCKET_PATH_BYTES", "check_socket_path", "is_answered", "private_folder"]
 
 FOLDER_VARIABLE = "ASYNC_DELTA_RUNTIME_DIR"
 """Environment variable that overrides the folder; it must be the same for client and server."""
 
 MAX_SOCKET_PATH_BYTES = 107
+_PROBE_TIMEOUT_S = 1.0
 
 
 def private_folder() -> Path:
@@ -58,3 +60,21 @@ def check_socket_path(path: Path) -> Path:
             f"set {FOLDER_VARIABLE} to a shorter folder"
         )
     return path
+
+
+def is_answered(path: Path, kind: socket.SocketKind) -> bool:
+    """Whether a live server listens at a Unix socket.
+
+    Args:
+        path: Of the socket.
+        kind: What it carries: ``SOCK_STREAM`` or ``SOCK_SEQPACKET``.
+    """
+    with socket.socket(socket.AF_UNIX, kind) as probe:
+        probe.settimeout(_PROBE_TIMEOUT_S)
+        try:
+            probe.connect(os.fspath(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
+        except OSError:
+            return True  # Its backlog is full, or it may not be asked: somebody is there.
+    return True

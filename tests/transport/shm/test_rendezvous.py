@@ -124,15 +124,15 @@ def test_socket_that_vanishes_while_it_is_looked_at(shm_folder: Path, monkeypatc
     with actor("serve", "other") as server:
         server.wait_for("ready")
         server.kill()
-    is_alive = rendezvous._is_alive
+    is_answered = rendezvous.is_answered
 
-    def look_late(path: Path) -> bool:
+    def look_late(path: Path, kind: socket.SocketKind) -> bool:
         path.unlink()
-        return is_alive(path)
+        return is_answered(path, kind)
 
     server = shm_server("here", ChecksumPolicy())
     with monkeypatch.context() as patch:
-        patch.setattr(rendezvous, "_is_alive", look_late)
+        patch.setattr(rendezvous, "is_answered", look_late)
         server.start()
     connect()
     server.stop()

@@ -98,8 +98,8 @@ class LeRobotPolicy:
         if len(requests) > 1 and self._loaded is not None and not (self._way.remembers or self._way.draws):
             try:
                 return answer_together(self._loaded, self._way, requests)
-            except Exception:
-                logger.debug("a batch failed: asked one by one", exc_info=True)
+            except Exception as exc:  # noqa: BLE001 - told, and then each is asked by itself
+                self._failures.as_error("inference of several at once", exc)
         return [_answer(request, self._failures) for request in requests]
 
     def _make_session(self, loaded: LoadedPolicy, spec: SessionSpec) -> LeRobotSession:

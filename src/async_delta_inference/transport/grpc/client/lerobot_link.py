@@ -55,7 +55,7 @@ class LeRobotLink(Link):
         self.address = address = line.address
         self.options = owner.options
         self._line = line
-        self._owner = owner
+        super().__init__(owner)
         self._closed = owner.closed
         self._spec: SessionSpec | None = None
         self._condition = threading.Condition()
@@ -106,19 +106,8 @@ class LeRobotLink(Link):
             self._pending.post(Outgoing(observation.timestep, observation.must_go, data, observation.episode))
             self._condition.notify_all()
 
-    def receive(self, timeout_s: float) -> ActionChunk | None:
+    def next_reply(self, timeout_s: float) -> Reply | None:
         """See `Link`."""
-        until_s = time.monotonic() + timeout_s
-        while True:
-            reply = self._next_reply(timeout_s)
-            if isinstance(reply, PolicyError):
-                raise reply
-            if not isinstance(reply, Filtered):
-                return reply
-            self._owner.note_answer(reply.timestep)
-            timeout_s = until_s - time.monotonic()
-
-    def _next_reply(self, timeout_s: float) -> Reply | None:
         with self._condition:
             if timeout_s > 0.0:
                 self._condition.wait_for(lambda: self._replies or self._finished(), timeout_s)

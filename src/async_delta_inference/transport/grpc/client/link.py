@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import grpc
 
-from async_delta_inference.errors import ConfigError
+from async_delta_inference.errors import ConfigError, PolicyError
 from async_delta_inference.transport.addresses import is_loopback
 from async_delta_inference.transport.deadlines import TransportOptions
 from async_delta_inference.transport.grpc import extras
+from async_delta_inference.transport.mailbox import Filtered, Reply
 from async_delta_inference.transport.messages import ActionChunk, Observation, SessionSpec
 
 __all__ = ["Link", "Line", "Owner", "open_line"]
@@ -54,13 +56,20 @@ class Line:
 
 
 class Link(ABC):
-    """One session in one dialect. Threads and rules are `Transport`'s, whose hooks these are."""
+    """One session in one dialect. Threads and rules are `Transport`'s, whose hooks these are.
+
+    Args:
+        owner: The transport that it belongs to.
+    """
 
     dialect: str
     """Its name, as in ``--grpc.dialect``."""
 
     n_obs_steps = 1
     """Observations that the policy looks at, once connected."""
+
+    def __init__(self, owner: Owner) -> None:
+        self._owner = owner
 
     @abstractmethod
     def connect(self, spec: SessionSpec) -> str:
@@ -70,9 +79,21 @@ class Link(ABC):
     def send(self, observation: Observation) -> None:
         """See `Transport._send`."""
 
-    @abstractmethod
     def receive(self, timeout_s: float) -> ActionChunk | None:
         """See `Transport._receive`."""
+        until_s = time.monotonic() + timeout_s
+        while True:
+            reply = self.next_reply(timeout_s)
+            if isinstance(reply, PolicyError):
+                raise reply
+            if not isinstance(reply, Filtered):
+                return reply
+            self._owner.note_answer(reply.timestep)
+            timeout_s = until_s - time.monotonic()
+
+    @abstractmethod
+    def next_reply(self, timeout_s: float) -> Reply | None:
+        """What came next, whatever it is; None when nothing came in time, or nobody wants it any more."""
 
     @abstractmethod
     def close(self) -> None:

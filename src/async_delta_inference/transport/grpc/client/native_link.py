@@ -19,7 +19,6 @@ from async_delta_inference import stages
 from async_delta_inference.errors import (
     PeerGoneError,
     PeerUnreachableError,
-    PolicyError,
     ProtocolError,
     TransportClosed,
     TransportError,
@@ -29,8 +28,8 @@ from async_delta_inference.transport.grpc import greeting, image_codecs, native,
 from async_delta_inference.transport.grpc.client.calls import CALL_ERRORS, map_call_error
 from async_delta_inference.transport.grpc.client.link import Line, Link, Owner
 from async_delta_inference.transport.grpc.observations import Packed
-from async_delta_inference.transport.mailbox import MAX_REPLIES, Filtered, Reply
-from async_delta_inference.transport.messages import ActionChunk, Observation, SessionSpec
+from async_delta_inference.transport.mailbox import MAX_REPLIES, Reply
+from async_delta_inference.transport.messages import Observation, SessionSpec
 
 __all__ = ["NativeLink", "NotSpoken"]
 
@@ -77,7 +76,7 @@ class NativeLink(Link):
 
     def __init__(self, line: Line, owner: Owner) -> None:
         self._line = line
-        self._owner = owner
+        super().__init__(owner)
         self._options = owner.options
         self._encoding = owner.options.link.grpc.image_encoding
         self._condition = threading.Condition()
@@ -129,19 +128,8 @@ class NativeLink(Link):
             self._waiting = packed
             self._condition.notify_all()
 
-    def receive(self, timeout_s: float) -> ActionChunk | None:
+    def next_reply(self, timeout_s: float) -> Reply | None:
         """See `Link`."""
-        until_s = time.monotonic() + timeout_s
-        while True:
-            reply = self._next_reply(timeout_s)
-            if isinstance(reply, PolicyError):
-                raise reply
-            if not isinstance(reply, Filtered):
-                return reply
-            self._owner.note_answer(reply.timestep)
-            timeout_s = until_s - time.monotonic()
-
-    def _next_reply(self, timeout_s: float) -> Reply | None:
         with self._condition:
             if timeout_s > 0.0:
                 self._condition.wait_for(lambda: self._replies or self._is_finished(), timeout_s)

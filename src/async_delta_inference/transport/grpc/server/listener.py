@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import socket
 import sys
 import threading
@@ -23,7 +22,7 @@ from async_delta_inference.transport.grpc.server.service import PolicyService
 from async_delta_inference.transport.grpc.server.session import MAX_CALLS
 from async_delta_inference.transport.grpc.server.silences import Silences
 from async_delta_inference.transport.host import SessionHost
-from async_delta_inference.transport.private_folder import check_socket_path, private_folder
+from async_delta_inference.transport.private_folder import check_socket_path, is_answered, private_folder
 from async_delta_inference.transport.server import Listener, Reach
 
 __all__ = ["GrpcListener"]
@@ -38,7 +37,6 @@ _SPARE_CALLS = 16
 MESSAGE_TIMEOUT_S = 20.0
 """Within which a call must have said all that it wants: an observation over a slow line takes seconds."""
 
-_PROBE_TIMEOUT_S = 1.0
 
 _KEEPALIVE_MS = 60_000
 """A client whose machine was switched off says nothing; one that does not answer this long is gone."""
@@ -86,7 +84,7 @@ class GrpcListener(Listener):
     def remove_what_is_left(cls, address: str) -> None:
         """See `Listener`."""
         path = Path(address.removeprefix("unix:"))
-        if address.startswith("unix:") and path.is_socket() and not _answers(path):
+        if address.startswith("unix:") and path.is_socket() and not is_answered(path, socket.SOCK_STREAM):
             path.unlink(missing_ok=True)
 
     @property
@@ -177,7 +175,7 @@ class GrpcListener(Listener):
     def _is_served_already(self) -> bool:
         """Of a Unix socket: gRPC would take it over."""
         path = Path(self.address.removeprefix("unix:"))
-        return self.address.startswith("unix:") and path.is_socket() and _answers(path)
+        return self.address.startswith("unix:") and path.is_socket() and is_answered(path, socket.SOCK_STREAM)
 
     def stop(self) -> None:
         """See `Listener`."""
@@ -192,16 +190,3 @@ class GrpcListener(Listener):
         self._threads.shutdown()
         if self._silences is not None:
             self._silences.close()
-
-
-def _answers(path: Path) -> bool:
-    """Whether a server listens at a Unix socket."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(_PROBE_TIMEOUT_S)
-        try:
-            probe.connect(os.fspath(path))
-        except (ConnectionRefusedError, FileNotFoundError):
-            return False
-        except OSError:
-            return True  # Its backlog is full, or it may not be asked: somebody is there.
-    return True

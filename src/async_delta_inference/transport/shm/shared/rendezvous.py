@@ -16,7 +16,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from async_delta_inference.errors import ConfigError, PeerUnreachableError
-from async_delta_inference.transport.private_folder import FOLDER_VARIABLE, check_socket_path, private_folder
+from async_delta_inference.transport.private_folder import (
+    FOLDER_VARIABLE,
+    check_socket_path,
+    is_answered,
+    private_folder,
+)
 from async_delta_inference.transport.shm.shared.segment import sweep
 
 __all__ = [
@@ -31,7 +36,6 @@ __all__ = [
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _RETRY_S = 0.05
-_PROBE_TIMEOUT_S = 1.0
 _LOCK_TIMEOUT_S = 5.0
 _BACKLOG = 16
 
@@ -72,7 +76,7 @@ def listen(path: Path) -> socket.socket:
         ConfigError: A live server has it, or something that is not a socket is in its place.
     """
     with _folder_lock(path.parent):
-        if _exists(path) and _is_alive(path):
+        if _exists(path) and is_answered(path, socket.SOCK_SEQPACKET):
             raise ConfigError(f"a server is already listening at {path}: stop it, or take another name")
         _remove_stale_sockets(path.parent)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -123,7 +127,7 @@ def remove_if_stale(path: Path) -> bool:
     What belongs to a live server is left alone.
     """
     with _folder_lock(path.parent):
-        if not path.is_socket() or path.is_symlink() or _is_alive(path):
+        if not path.is_socket() or path.is_symlink() or is_answered(path, socket.SOCK_SEQPACKET):
             return False
         path.unlink(missing_ok=True)
         sweep(server_key(path))
@@ -162,7 +166,7 @@ def _try_lock(descriptor: int) -> bool:
 def _remove_stale_sockets(folder: Path) -> None:
     """Servers that were killed leave theirs, and what is in /dev/shm. An embedded server's name never comes again."""
     for path in folder.glob("*.sock"):
-        if path.is_socket() and not path.is_symlink() and not _is_alive(path):
+        if path.is_socket() and not path.is_symlink() and not is_answered(path, socket.SOCK_SEQPACKET):
             path.unlink(missing_ok=True)  # A server that stops removes its own, with no lock.
             sweep(server_key(path))
 
@@ -183,15 +187,3 @@ def _foreign(path: Path) -> bool:
         return not stat.S_ISSOCK(path.lstat().st_mode)
     except OSError:
         return False
-
-
-def _is_alive(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
-        probe.settimeout(_PROBE_TIMEOUT_S)
-        try:
-            probe.connect(os.fspath(path))
-        except (ConnectionRefusedError, FileNotFoundError):
-            return False
-        except OSError:
-            return True  # Its backlog is full, or it may not be asked: somebody is there.
-    return True
