@@ -83,8 +83,16 @@ class Run:
         return asdict(self)
 
 
-def command_of(evaluator: str, subject: Subject, output_dir: Path) -> list[str]:
-    """The command line of one evaluator."""
+def command_of(evaluator: str, subject: Subject, output_dir: Path, n_envs: int = 1, sync: bool = True) -> list[str]:
+    """The command line of one evaluator.
+
+    Args:
+        evaluator: `OURS` or `THEIRS`.
+        subject: What to evaluate.
+        output_dir: For what it writes.
+        n_envs: Simulators at once; lerobot-eval's ``eval.batch_size``.
+        sync: Whether lerobot-eval steps them in one process, one after the other.
+    """
     height, width = subject.frame_size
     env = [
         "--env.type=libero",
@@ -98,7 +106,8 @@ def command_of(evaluator: str, subject: Subject, output_dir: Path) -> list[str]:
     output = f"--output_dir={output_dir}"
     if evaluator == THEIRS:
         policy = [f"--policy.path={subject.checkpoint}", "--policy.device=cpu"]
-        episodes = ["--eval.batch_size=1", f"--eval.n_episodes={subject.episodes}"]
+        episodes = [f"--eval.batch_size={n_envs}", f"--eval.n_episodes={subject.episodes}"]
+        episodes.append(f"--eval.use_async_envs={str(not sync).lower()}")
         # -P: our ``statistics`` lies beside the script.
         return [sys.executable, "-P", str(_THEIR_SCRIPT), *env, *policy, *episodes, output]
     config = subject.policy_config
@@ -107,17 +116,19 @@ def command_of(evaluator: str, subject: Subject, output_dir: Path) -> list[str]:
         f"--pretrained_name_or_path={subject.checkpoint}",
         f"--actions_per_chunk={config['n_action_steps']}",
     ]
-    episodes = [f"--n_episodes={subject.episodes}", "--progress=false", "--overwrite=true"]
+    episodes = [f"--n_episodes={subject.episodes}", f"--n_envs={n_envs}", "--progress=false", "--overwrite=true"]
     return [sys.executable, "-m", "async_delta_inference.client", *env, *policy, *episodes, *_PARITY, output]
 
 
-def run_evaluator(evaluator: str, subject: Subject, output_dir: Path) -> Run:
+def run_evaluator(evaluator: str, subject: Subject, output_dir: Path, n_envs: int = 1, sync: bool = True) -> Run:
     """Run one evaluator to its end.
 
     Args:
         evaluator: `OURS` or `THEIRS`.
         subject: What to evaluate.
         output_dir: For what it writes, and its log.
+        n_envs: Simulators at once.
+        sync: Whether lerobot-eval steps them one after the other.
 
     Raises:
         AsyncDeltaError: It failed; says where its log is.
@@ -128,7 +139,11 @@ def run_evaluator(evaluator: str, subject: Subject, output_dir: Path) -> Run:
     cpu_before_s, started_s = _children_cpu_s(), time.perf_counter()
     with log.open("w") as stream:
         code = subprocess.run(
-            command_of(evaluator, subject, output_dir), env=environment, stdout=stream, stderr=stream, check=False
+            command_of(evaluator, subject, output_dir, n_envs, sync),
+            env=environment,
+            stdout=stream,
+            stderr=stream,
+            check=False,
         ).returncode
     wall_s, cpu_s = time.perf_counter() - started_s, _children_cpu_s() - cpu_before_s
     if code:

@@ -9,8 +9,10 @@ from typing import Any
 
 from async_delta_inference.client.environments.libero_setup import prepare_libero
 
+# Its simulators in processes of their own import this file, too.
+prepare_libero()
+
 if __name__ == "__main__":
-    prepare_libero()
     from lerobot.scripts import lerobot_eval
 
     evaluate_all = lerobot_eval.eval_policy_all

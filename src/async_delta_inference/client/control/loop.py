@@ -22,6 +22,7 @@ from async_delta_inference.client.control.history import ObservationHistory
 from async_delta_inference.client.control.options import ControlOptions
 from async_delta_inference.client.environments.base import Environment
 from async_delta_inference.client.environments.episode import EpisodeSpec
+from async_delta_inference.client.environments.global_randomness import global_generators_of
 from async_delta_inference.client.record.figures import episode_figures
 from async_delta_inference.client.record.observers import RunObserver
 from async_delta_inference.client.record.results import ChunkRecord, EpisodeResult
@@ -100,6 +101,10 @@ class ControlLoop:
             EpisodeError: The simulator failed.
             TransportError: The server failed, or did not answer in time.
         """
+        with global_generators_of(spec):
+            return self._run_episode(environment, spec, task)
+
+    def _run_episode(self, environment: Environment, spec: EpisodeSpec, task: str) -> EpisodeResult | None:
         options, queue = self._options, self._queue
         queue.start_episode()
         # A server that hears the same number again would not forget what it remembers of the episode before.

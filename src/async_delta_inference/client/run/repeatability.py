@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from async_delta_inference.client.environments.base import Environment
+from async_delta_inference.client.environments.global_randomness import global_generators_of
 
 __all__ = ["is_repeatable"]
 
@@ -43,13 +44,15 @@ def _tried(environments: Sequence[Environment], seed: int) -> list[tuple[object,
     environment = environments[0]
     told: list[tuple[object, ...]] = []
     try:
-        environment.reset(environment.episode(0, seed))
-        told.append((environment.state().tobytes(),))
-        for step in range(STEPS):
-            outcome = environment.step(_action(environment.action_dim, step))
-            told.append((outcome, environment.state().tobytes()))
-            if outcome.terminated or outcome.truncated:
-                break
+        spec = environment.episode(0, seed)
+        with global_generators_of(spec):
+            environment.reset(spec)
+            told.append((environment.state().tobytes(),))
+            for step in range(STEPS):
+                outcome = environment.step(_action(environment.action_dim, step))
+                told.append((outcome, environment.state().tobytes()))
+                if outcome.terminated or outcome.truncated:
+                    break
     finally:
         for each in environments:
             each.close()
