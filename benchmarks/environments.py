@@ -6,14 +6,15 @@
     python benchmarks/environments.py --only=so101,HalfCheetah-v5 --output=outputs/environments.md
 
 For each: whether it is there, where it says that it succeeded, whether frames are rendered on demand, whether it is
-repeatable (the same seed and actions twice, by two simulators), and the seconds of a step with and without frames.
+repeatable (the same seed and actions twice, by two simulators), the seconds of a step with and without frames, and of
+so many steps with every frame and with every 25th one looked at, compared bit for bit. One that cannot be run is a row
+that says why.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import platform
 import subprocess
@@ -34,11 +35,14 @@ from async_delta_inference.client.environments import (
 )
 from async_delta_inference.client.environments.outcome import SUCCESS_KEYS
 from async_delta_inference.errors import AsyncDeltaError
+from async_delta_inference.transport import Observation
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "environments.md"
 BEGIN, END = "<!-- written by benchmarks/environments.py -->\n", "<!-- end -->\n"
-STEPS = 6
-TIMEOUT_S = 900.0
+STEPS, LONGEST_S, LOOK_EVERY = 100, 150.0, 25
+"""A simulator of seconds a step takes fewer steps."""
+REPEATED_STEPS = 6
+TIMEOUT_S = 1200.0
 
 
 @dataclass(frozen=True)
@@ -78,51 +82,87 @@ ENVIRONMENTS = [
     Tried(
         "gymnasium",
         "ogbench",
-        {"task": "ogbench:visual-cube-single-v0", "state_from_info": "proprio/joint_pos", "episode_length": 200},
+        {"task": "ogbench:visual-cube-single-v0", "state_from_info": "proprio", "episode_length": 200},
+    ),
+    Tried(
+        "gymnasium",
+        "ogbench",
+        {"task": "ogbench:visual-antmaze-medium-v0", "state_from_info": "qpos,qvel", "episode_length": 200},
     ),
     Tried("gymnasium", "gymnasium[classic-control]", {"task": "MountainCarContinuous-v0"}),
 ]
 
 
+@dataclass
+class Record:
+    """What some steps gave, and took.
+
+    Args:
+        told: By step, what must be equal whoever looks.
+        frames: By step, where somebody looked.
+        steps_s: Seconds of each.
+        whole_s: Seconds of all, resets and looks included.
+    """
+
+    told: list[Any] = field(default_factory=list)
+    frames: dict[int, dict[str, bytes]] = field(default_factory=dict)
+    steps_s: list[float] = field(default_factory=list)
+    whole_s: float = 0.0
+
+
 def measure(tried: Tried) -> dict[str, Any]:
-    """One environment's row, in this process."""
-    config = known_environments().get_choice_class(tried.env_type)(**tried.fields)
-    env, second = (make_environments(config, EnvironmentOptions(render_on_demand=True))[0] for _ in range(2))
-    first, again = (_episode(one) for one in (env, second))
-    row = {
-        "success": [key for key in SUCCESS_KEYS if key in getattr(env, "info_keys", ())],
-        "frames": _frames(env),
-        "holds": _holds(env),
-        "repeatable": first == again,
-        "with_s": _step_s(env, render=True),
-        "without_s": _step_s(env, render=False),
+    """One environment's row, in this process; one simulator after the other."""
+    always, again = _made(tried), _made(tried)
+    every = _run(always, STEPS, always_render=True)
+    repeated = _run(again, REPEATED_STEPS, always_render=True)
+    on_demand = _made(tried, render_on_demand=True)
+    on_demand.reset(_spec(on_demand, 0))  # Tries what it may leave out.
+    seldom = _run(on_demand, len(every.steps_s), always_render=False)
+    return {
+        "success": [key for key in SUCCESS_KEYS if key in getattr(on_demand, "info_keys", ())],
+        "frames": _frames(on_demand),
+        "holds": _holds(on_demand),
+        "repeatable": repeated.told == every.told[: len(repeated.told)],
+        "with_s": float(np.median(every.steps_s)),
+        "without_s": float(np.median([s for i, s in enumerate(seldom.steps_s, 1) if i % LOOK_EVERY])),
+        "steps": len(every.steps_s),
+        "always_s": every.whole_s,
+        "on_demand_s": seldom.whole_s,
+        "equal": every.told == seldom.told and every.frames == seldom.frames,
     }
-    for one in (env, second):
-        one.close()
-    return row
 
 
-def _episode(env: Environment) -> list[Any]:
-    env.reset(_spec(env))
-    told: list[Any] = [env.state().tobytes()]
-    for step in range(STEPS):
-        outcome = env.step(_action(env, step))
-        told.append((outcome.reward, outcome.terminated, env.state().tobytes(), env.video_frame().tobytes()))
-    return told
+def _made(tried: Tried, *, render_on_demand: bool = False) -> Environment:
+    config = known_environments().get_choice_class(tried.env_type)(**tried.fields)
+    return make_environments(config, EnvironmentOptions(render_on_demand=render_on_demand))[0]
 
 
-def _step_s(env: Environment, *, render: bool) -> float:
-    env.reset(_spec(env))
-    taken = []
-    for step in range(STEPS):
-        began_s = time.perf_counter()
-        env.step(_action(env, step), render=render)
-        taken.append(time.perf_counter() - began_s)
-    return float(np.median(taken))
+def _run(env: Environment, steps: int, *, always_render: bool) -> Record:
+    """So many steps, over as many episodes as that takes; a look at every so many-th. Closes the environment."""
+    record, episode, observation = Record(), 0, Observation.empty(env.features)
+    began_s = time.perf_counter()
+    env.reset(_spec(env, episode))
+    for step in range(1, steps + 1):
+        looks = step % LOOK_EVERY == 0
+        step_s = time.perf_counter()
+        outcome = env.step(_action(env, step), render=always_render or looks)
+        record.steps_s.append(time.perf_counter() - step_s)
+        record.told.append((outcome, env.state().tobytes()))
+        if looks:
+            env.write_observation(observation)
+            record.frames[step] = {camera: image.tobytes() for camera, image in observation.images.items()}
+        if outcome.terminated or outcome.truncated:
+            episode += 1
+            env.reset(_spec(env, episode), render=always_render)
+        if always_render and time.perf_counter() - began_s > LONGEST_S:
+            break
+    record.whole_s = time.perf_counter() - began_s
+    env.close()
+    return record
 
 
-def _spec(env: Environment) -> EpisodeSpec:
-    return env.episode(0, 1000)
+def _spec(env: Environment, episode: int) -> EpisodeSpec:
+    return env.episode(episode, 1000 + episode)
 
 
 def _action(env: Environment, step: int) -> np.ndarray:
@@ -139,9 +179,12 @@ def _frames(env: Any) -> str:
 
 def _holds(env: Environment) -> bool:
     try:
+        env.reset(_spec(env, 0))
         env.hold_action()
     except AsyncDeltaError:
         return False
+    finally:
+        env.close()
     return True
 
 
@@ -153,7 +196,8 @@ def _in_own_process(index: int) -> dict[str, Any]:
         return {"failed": f"not within {TIMEOUT_S:g} s"}
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     if done.returncode or not lines:
-        return {"failed": (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1][:200]}
+        said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        return {"failed": said[-1][:300].replace("|", "/")}
     row: dict[str, Any] = json.loads(lines[-1])
     return row
 
@@ -161,7 +205,7 @@ def _in_own_process(index: int) -> dict[str, Any]:
 def table(rows: dict[str, tuple[Tried, dict[str, Any]]]) -> str:
     """In Markdown."""
     head = ["environment", "installed by", "says success as", "frames on demand", "hold action", "repeatable"]
-    head += ["step with frames, s", "without, s", "factor"]
+    head += ["step with frames, s", "without, s", "steps", "all with frames, s", "on demand, s", "factor", "bit-equal"]
     lines = [" | ".join(head), " | ".join("---" for _ in head)]
     for name, (tried, row) in rows.items():
         first = [f"`{name}`", f"`{tried.installed_by}`"]
@@ -170,8 +214,11 @@ def table(rows: dict[str, tuple[Tried, dict[str, Any]]]) -> str:
             continue
         success = ", ".join(f"`{key}`" for key in row["success"]) or "not at all: `n/a`"
         answers = [success, row["frames"], *("yes" if row[key] else "no" for key in ("holds", "repeatable"))]
-        factor = row["with_s"] / row["without_s"] if row["without_s"] else math.nan
-        lines.append(" | ".join([*first, *answers, f"{row['with_s']:.3g}", f"{row['without_s']:.3g}", f"{factor:.3g}"]))
+        step_s = [f"{row[key]:.3g}" for key in ("with_s", "without_s")]
+        whole_s = [f"{row[key]:.3g}" for key in ("always_s", "on_demand_s")]
+        factor = f"{row['always_s'] / row['on_demand_s']:.1f}"
+        equal = "yes" if row["equal"] else "no"
+        lines.append(" | ".join([*first, *answers, *step_s, str(row["steps"]), *whole_s, factor, equal]))
     return "".join(f"| {line} |\n" for line in lines)
 
 
@@ -179,6 +226,7 @@ def main() -> None:
     """Run what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", help="names, with commas")
+    parser.add_argument("--note", default="", help="what else there is to say of the machine")
     parser.add_argument("--output", type=Path, default=DOCUMENT, help="file with the two marks, or a new one")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     flags = parser.parse_args()
@@ -192,6 +240,7 @@ def main() -> None:
             rows[tried.name] = tried, _in_own_process(index)
             print(tried.name, rows[tried.name][1], flush=True)
     machine = f"{platform.machine()}, {os.cpu_count()} cores, MUJOCO_GL={os.environ.get('MUJOCO_GL') or 'chosen'}"
+    machine += f", {flags.note}" if flags.note else ""
     text = f"{BEGIN}\nOn {machine}.\n\n{table(rows)}{END}"
     if flags.output.is_file():
         before, _, rest = flags.output.read_text().partition(BEGIN)

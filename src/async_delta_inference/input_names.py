@@ -9,13 +9,10 @@ from async_delta_inference.checkpoint_config import ENVIRONMENT_STATE, IMAGE, ST
 from async_delta_inference.errors import FeatureMismatchError
 from async_delta_inference.transport.messages import ObservationFeatures
 
-__all__ = ["ENVIRONMENT_STATE_PREFIX", "InputNames", "input_names"]
+__all__ = ["InputNames", "input_names", "vectors_of"]
 
 SINGLE_CAMERA = "image"
 """What a session calls the camera that LeRobot calls ``observation.image``, when the simulator has no name for it."""
-
-ENVIRONMENT_STATE_PREFIX = "environment_state."
-"""What begins the names of a state's elements that LeRobot calls ``observation.environment_state``."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +51,7 @@ def input_names(features: ObservationFeatures, taken: Iterable[str], rename_map:
         )
     if len(given) != len(cameras):
         raise FeatureMismatchError(f"--rename_map gives two cameras one name: {cameras}")
-    vectors = {rename_map.get(key, key): part for key, part in _vectors(features).items()}
+    vectors = {rename_map.get(key, key): part for key, part in vectors_of(features).items()}
     return InputNames(cameras, vectors)
 
 
@@ -71,9 +68,8 @@ def _camera_key(name: str, taken: set[str], rename_map: Mapping[str, str]) -> st
     return IMAGE if name == SINGLE_CAMERA and ours not in taken and IMAGE in taken else ours
 
 
-def _vectors(features: ObservationFeatures) -> dict[str, slice]:
-    """The robot's part of the state comes first."""
-    names = features.state_names
-    robot = sum(not name.startswith(ENVIRONMENT_STATE_PREFIX) for name in names)
-    parts = {STATE: slice(0, robot), ENVIRONMENT_STATE: slice(robot, len(names))}
+def vectors_of(features: ObservationFeatures) -> dict[str, slice]:
+    """LeRobot's names of the parts of a session's state, and where they are in it: the robot's comes first."""
+    robot, whole = features.robot_dim, features.state_dim
+    parts = {STATE: slice(0, robot), ENVIRONMENT_STATE: slice(robot, whole)}
     return {key: part for key, part in parts.items() if part.start < part.stop}

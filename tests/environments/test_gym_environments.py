@@ -28,6 +28,21 @@ def test_pusht_episodes_are_lerobots() -> None:
     assert not np.array_equal(ours[0].states[0], ours[1].states[0])
 
 
+def test_pusht_shows_keypoints_instead_of_a_picture() -> None:
+    env = one(PushtEnv(obs_type="environment_state_agent_pos"))
+    env.reset(env.episode(0, 3), render=False)
+    names, observation = env.features.state_names, Observation.empty(env.features)
+    env.write_observation(observation)
+    raw: Any = env._env.unwrapped.get_obs()  # type: ignore[attr-defined]
+    assert names == ("agent_x", "agent_y", *(f"environment_state.{i}" for i in range(16)))
+    assert (dict(env.features.images), env.features.robot_dim) == ({}, 2)
+    assert np.array_equal(observation.state[:2], raw["agent_pos"].astype(np.float32))
+    assert np.array_equal(observation.state[2:], raw["environment_state"].astype(np.float32))
+    assert np.array_equal(env.hold_action(), observation.state[:2])
+    assert env.video_frame().shape == (384, 384, 3)
+    env.close()
+
+
 def test_pusht_ends_when_solved() -> None:
     env = one(PushtEnv())
     env.reset(env.episode(0, 0))
@@ -133,7 +148,6 @@ def test_a_failing_simulator_is_an_episode_error() -> None:
 @pytest.mark.parametrize(
     ("config", "missing"),
     [
-        (lambda: PushtEnv(obs_type="environment_state_agent_pos"), "pixels"),
         (lambda: PushtEnv(obs_type="pixels"), "obs_type=pixels_agent_pos"),
         (lambda: PushtEnv(task="PushT-v9"), "PushT-v9"),
         (lambda: AlohaEnv(obs_type="pixels"), "pixels"),

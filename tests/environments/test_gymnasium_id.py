@@ -101,6 +101,52 @@ def test_a_state_may_stand_in_the_info() -> None:
     assert env.state().tolist() == [0.5, 1]
 
 
+def info_of(env: Plain) -> Any:
+    proprio = {"joint_pos": np.array([0.5, env.t]), "gripper": np.float64(env.t)}
+    return {"proprio/joint_pos": proprio["joint_pos"], "prev": {"proprio": proprio}, "name": "arm"}
+
+
+@pytest.mark.parametrize(
+    ("names", "state"),
+    [
+        ("proprio/joint_pos", [0.5, 1]),
+        ("prev/proprio/joint_pos", [0.5, 1]),
+        ("prev", [1, 0.5, 1]),
+        ("proprio, prev/proprio/gripper", [0.5, 1, 1]),
+    ],
+)
+def test_a_state_in_the_info_is_named_by_key_by_path_or_by_what_they_begin_with(names: str, state: list[float]) -> None:
+    def reset_with_info(env: Plain, *, seed: int | None = None, options: Any = None) -> Any:
+        env.t = 0
+        return {"pixels": {"front": env.picture()}}, info_of(env)
+
+    def step(env: Plain, action: Any) -> Any:
+        env.t += 1
+        return {"pixels": {"front": env.picture()}}, 0.0, False, False, info_of(env) | {"success": False}
+
+    space = Dict(pixels=Dict(front=PIXELS))
+    task = odd("Paths", observation_space=space, reset=reset_with_info, step=step)
+    (env,) = make_environments(GymnasiumEnv(task=task, state_from_info=names))
+    reset(env)
+    env.step(np.zeros(2, np.float32))
+    assert env.state().tolist() == state
+    assert dict(env.features.images) == {"front": (16, 16, 3)}
+
+
+def test_pictures_and_vectors_under_other_names_are_cameras_and_state() -> None:
+    def observe(env: Plain) -> Any:
+        return {"sensors": {"wrist": env.picture(), "force": np.array([3.0])}, "agent": {"qpos": np.array([1.0, 2.0])}}
+
+    space = Dict(sensors=Dict(wrist=PIXELS, force=Box(-9, 9, (1,))), agent=Dict(qpos=Box(-9, 9, (2,))))
+    (env,) = make_environments(GymnasiumEnv(task=odd("Nested", observation_space=space, observe=observe)))
+    reset(env)
+    env.step(np.zeros(2, np.float32))
+    observation = Observation.empty(env.features)
+    env.write_observation(observation)
+    assert observation.state.tolist() == [1, 2, 3]
+    assert {name: image.mean() for name, image in observation.images.items()} == {"sensors_wrist": 1}
+
+
 def test_a_package_that_is_missing_is_named_with_the_command_that_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ale_py", None)
     with pytest.raises(ConfigError, match="needs the package ale_py, which is not installed: pip install 'ale-py'"):

@@ -117,12 +117,18 @@ def test_axis_angle_equals_lerobot(quaternion: NDArray[np.float64]) -> None:
         ({"agent_pos": np.zeros(2)}, "pixels"),
         ({"pixels": {"image": [[[0, 0, 0]]]}, "agent_pos": np.zeros(2)}, "got a list"),
         ({"pixels": {"image": random_image()}}, "agent_pos"),
-        ({"pixels": random_image(), "environment_state": np.zeros(16)}, "without a state"),
     ],
 )
 def test_what_is_missing_is_named(observation: dict[str, Any], missing: str) -> None:
     with pytest.raises(ConfigError, match=missing):
         (camera_images(observation), state_vector(observation))
+
+
+def test_the_environments_part_of_a_state_comes_last_and_stands_in_for_pixels() -> None:
+    observation = {"environment_state": np.arange(3.0), "agent_pos": np.array([[7.0, 8.0]])}
+    assert camera_images(observation) == {}
+    assert state_vector(observation).tolist() == [7, 8, 0, 1, 2]
+    assert state_vector({"environment_state": np.arange(3.0)}).tolist() == [0, 1, 2]
 
 
 def test_state_vector_flattens_and_copies() -> None:

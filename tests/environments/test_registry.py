@@ -151,7 +151,6 @@ def test_a_registered_environment_says_its_step_limit_and_how_to_go_on_without_r
     [
         (ToyConfig(observation_space=spaces.Dict(agent_pos=JOINTS)), "'pixels'"),
         (ToyConfig(observation_space=spaces.Dict(pixels=CAMERA)), "without a state"),
-        (ToyConfig(observation_space=spaces.Dict(pixels=CAMERA, environment_state=JOINTS)), "without a state"),
         (ToyConfig(observation_space=CAMERA), "not a dictionary"),
         (ToyConfig(action_space=spaces.Discrete(4)), "needed is a vector"),
         (ToyConfig(task="Endless-v0"), "no step limit"),

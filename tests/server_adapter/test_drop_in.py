@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pusht_policies import build_for_pusht
 from random_act import build_random_act
 
+from async_delta_inference.client import checking
 from async_delta_inference.client.cli import main
 from async_delta_inference.client.environments import make_environments
 from async_delta_inference.client.environments.libero_setup import prepare_libero
@@ -140,14 +141,21 @@ def assert_same_figures(folder: Path) -> None:
         assert len(our_task["metrics"][figure]) == EPISODES
 
 
-def test_check_runs_nothing_and_says_what_differs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_runs_nothing_and_says_what_differs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     checkpoint = build_for_pusht("act", tmp_path / "policy")
     words = [f"--policy.path={checkpoint}", "--env.type=pusht", "--check=true", f"--output_dir={tmp_path / 'out'}"]
     assert main(words) == 0
-    assert "nothing differs" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "nothing differs" in out
+    assert [line.split("│")[2].strip() for line in out.splitlines() if "repeatable" in line] == ["yes"]
     config = json.loads((checkpoint / "config.json").read_text())
     config["input_features"]["observation.image"]["shape"] = [3, 64, 64]
     (checkpoint / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr(checking, "is_repeatable", lambda make, seed: False)
     assert main(words) == 1
-    assert "camera image as observation.image: another size" in " ".join(capsys.readouterr().out.split())
+    out = " ".join(capsys.readouterr().out.split())
+    assert "camera image as observation.image: another size" in out
+    assert "warning: repeatable: the same seed and actions gave something else the second time" in out
     assert not (tmp_path / "out").exists()

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from lerobot.envs.configs import PushtEnv
 from numpy.typing import NDArray
-from pusht_policies import KINDS, build_for_pusht
+from pusht_policies import KINDS, build_for_pusht, pusht_for
 
 from async_delta_inference.client import EpisodeResult, SimClient, SimClientConfig
 from async_delta_inference.server_adapter.lerobot import LeRobotPolicy
@@ -44,9 +44,10 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 def test_episodes_are_lerobot_evals(kind: str, served: LeRobotPolicy, tmp_path: Path, runtime_folder: Path) -> None:
     checkpoint = build_for_pusht(kind, tmp_path / "policy")
-    theirs = rollouts(checkpoint)
+    env_config = pusht_for(kind, STEPS)
+    theirs = rollouts(checkpoint, env_config)
     for scheme in ("inproc", "shm"):
-        ours = evaluated(served, checkpoint, scheme, tmp_path)
+        ours = evaluated(served, checkpoint, scheme, tmp_path, env=env_config)
         assert_same(ours, theirs)
     assert len(theirs[0][0]) == STEPS
 
@@ -55,7 +56,6 @@ def evaluated(served: LeRobotPolicy, checkpoint: Path, scheme: str, folder: Path
     """In parity mode, with lerobot-eval's one stream of noise."""
     with serve(served, f"{scheme}://parity") as server:
         config = SimClientConfig(
-            env=PushtEnv(episode_length=STEPS),
             pretrained_name_or_path=str(checkpoint),
             n_episodes=EPISODES,
             server_address=server.uris[0],
@@ -78,7 +78,7 @@ def assert_same(ours: list[EpisodeResult], theirs: Recorded) -> None:
         assert episode.rewards.tobytes() == rewards.tobytes()
 
 
-def rollouts(checkpoint: Path) -> Recorded:
+def rollouts(checkpoint: Path, env_config: PushtEnv) -> Recorded:
     """The episodes of lerobot-eval's own functions, called as its command calls them."""
     from lerobot.configs import PreTrainedConfig
     from lerobot.envs.factory import make_env, make_env_pre_post_processors
@@ -86,7 +86,6 @@ def rollouts(checkpoint: Path) -> Recorded:
     from lerobot.scripts.lerobot_eval import rollout
     from lerobot.utils.random_utils import set_seed
 
-    env_config = PushtEnv(episode_length=STEPS)
     config: Any = PreTrainedConfig.from_pretrained(checkpoint)
     config.pretrained_path = checkpoint
     set_seed(SEED)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lerobot.envs.configs import PushtEnv
 from small_policies import _SETTINGS, _small_vlm
 
 SIDE_PX = 96
@@ -15,6 +16,8 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "act": ("act", _SETTINGS["act"] | {"n_action_steps": 7}),
     "act with ensembling": ("act", _SETTINGS["act"] | {"n_action_steps": 1, "temporal_ensemble_coeff": 0.01}),
     "diffusion": ("diffusion", _SETTINGS["diffusion"] | {"n_obs_steps": 2}),
+    "act of keypoints": ("act", _SETTINGS["act"] | {"n_action_steps": 7}),
+    "diffusion of keypoints": ("diffusion", _SETTINGS["diffusion"] | {"n_obs_steps": 2}),
     "vqbet": ("vqbet", _SETTINGS["vqbet"] | {"n_obs_steps": 5, "n_action_pred_token": 3, "action_chunk_size": 5}),
     "tdmpc": ("tdmpc", _SETTINGS["tdmpc"] | {"use_mpc": False, "n_action_repeats": 2}),
     "tdmpc with MPC": ("tdmpc", _SETTINGS["tdmpc"]),
@@ -64,6 +67,16 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
 """What the parity table calls a policy, its type, and its settings."""
 
 
+def pusht_for(kind: str, steps: int) -> PushtEnv:
+    """The environment that shows a policy what it looks at: a picture, or the keypoints of the block."""
+    obs_type = "environment_state_agent_pos" if _sees_keypoints(kind) else "pixels_agent_pos"
+    return PushtEnv(episode_length=steps, obs_type=obs_type)
+
+
+def _sees_keypoints(kind: str) -> bool:
+    return kind.endswith("of keypoints")
+
+
 def build_for_pusht(kind: str, folder: Path, camera: str = CAMERA, *, processors: bool = True, **changes: Any) -> Path:
     """Save a random policy with its processors."""
     from lerobot.configs import FeatureType, PolicyFeature
@@ -76,6 +89,9 @@ def build_for_pusht(kind: str, folder: Path, camera: str = CAMERA, *, processors
         camera: PolicyFeature(FeatureType.VISUAL, (3, SIDE_PX, SIDE_PX)),
         "observation.state": PolicyFeature(FeatureType.STATE, (2,)),
     }
+    if _sees_keypoints(kind):
+        del inputs[camera]
+        inputs["observation.environment_state"] = PolicyFeature(FeatureType.ENV, (16,))
     outputs = {"action": PolicyFeature(FeatureType.ACTION, (2,))}
     if policy_type == "smolvla":
         settings["vlm_model_name"] = str(_small_vlm(folder / "vlm"))

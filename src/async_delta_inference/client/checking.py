@@ -14,6 +14,7 @@ from async_delta_inference.client.environments.guarded import GuardedEnvironment
 from async_delta_inference.client.environments.registry import make_environments
 from async_delta_inference.client.run.checkpoint import local_checkpoint
 from async_delta_inference.client.run.look import Finding, look_at
+from async_delta_inference.client.run.repeatability import NOT_REPEATABLE, is_repeatable
 from async_delta_inference.errors import ConfigError
 
 __all__ = ["check"]
@@ -38,8 +39,10 @@ def check(config: SimClientConfig, console: Console) -> int:
     try:
         environment.reset(environment.episode(0, config.seed))
         findings = look_at(config, environment, checkpoint, _bounds(environment))
+        repeatable = getattr(environment, "repeatable", None)
     finally:
         environment.close()
+    findings.append(_repeatability(config, repeatable))
     console.print(_table(findings))
     warnings = [finding for finding in findings if finding.warning]
     for finding in warnings:
@@ -47,6 +50,13 @@ def check(config: SimClientConfig, console: Console) -> int:
     if not warnings:
         console.print("nothing differs from what the policy was trained with, as far as is known")
     return len(warnings)
+
+
+def _repeatability(config: SimClientConfig, known: bool | None) -> Finding:
+    """A few steps twice, unless that was done to find out about its frames."""
+    if known is None:
+        known = is_repeatable(lambda: make_environments(config.env, config.environment_options()), config.seed)
+    return Finding("repeatable", "yes" if known else "no", "", "" if known else NOT_REPEATABLE)
 
 
 def _table(findings: list[Finding]) -> Table:

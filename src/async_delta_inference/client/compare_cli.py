@@ -64,7 +64,12 @@ def _compare(args: Namespace) -> int:
 def _show(first: FinishedRun, second: FinishedRun, comparison: Comparison, difference: float) -> None:
     from rich.console import Console
 
-    from async_delta_inference.client.view.comparison_table import figure_table, success_table, verdict
+    from async_delta_inference.client.view.comparison_table import (
+        NOT_REPEATABLE,
+        figure_table,
+        success_table,
+        verdict,
+    )
 
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
     for name, run in (("first", first), ("second", second)):
@@ -76,6 +81,8 @@ def _show(first: FinishedRun, second: FinishedRun, comparison: Comparison, diffe
             f"left out: {comparison.unpaired} episodes that only one run has ({first.given_up} and {second.given_up} "
             "were given up)"
         )
+    if comparison.repeatable is False:
+        console.print(NOT_REPEATABLE, soft_wrap=True)
     console.print(success_table(comparison))
     console.print(figure_table(comparison))
     console.print(verdict(comparison, difference), soft_wrap=True)

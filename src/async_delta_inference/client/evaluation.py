@@ -20,6 +20,7 @@ from async_delta_inference.client.reporting import RunRecord
 from async_delta_inference.client.run.checkpoint import local_checkpoint
 from async_delta_inference.client.run.interrupts import interrupts_held
 from async_delta_inference.client.run.process_runner import ProcessRunner
+from async_delta_inference.client.run.repeatability import taken_together
 from async_delta_inference.errors import ConfigError
 from async_delta_inference.transport.registry import backend, split_uri
 
@@ -122,6 +123,7 @@ class Evaluation:
                 self._worker_unwritten |= {Path(path): reason for path, reason in event.unwritten}
                 self._note_delays()
                 self._record.keep(event.result)
+                self.result.repeatable = taken_together([self.result.repeatable, event.repeatable])
             else:
                 self._record.give_up(event.given_up)
             self._fold()

@@ -34,7 +34,7 @@ from async_delta_inference.client.run.checkpoint import local_checkpoint
 from async_delta_inference.client.run.clocks import make_clock
 from async_delta_inference.client.run.embedded_server import EmbeddedServer
 from async_delta_inference.client.run.interrupts import KeptInterrupts, interrupts_held, interrupts_kept
-from async_delta_inference.client.run.repeatability import is_repeatable
+from async_delta_inference.client.run.repeatability import taken_together, warn_unless_repeatable
 from async_delta_inference.client.run.session_spec import session_spec
 from async_delta_inference.errors import ConfigError
 from async_delta_inference.transport import LinkOptions, Transport, open_transport
@@ -166,7 +166,7 @@ class SimClient:
             )
         if self._environments is None:
             if config.check_repeatable:
-                self._repeatable = is_repeatable(self._make_environments, config.seed)
+                self._repeatable = warn_unless_repeatable(self._make_environments, config.seed)
             self._environments = self._make_environments()
         spec = session_spec(config, self._started_environments(), checkpoint)
         if self._server is not None:
@@ -326,8 +326,8 @@ class SimClient:
         """From here on the episode is not lost, whatever ends the run: an interrupt waits until it is written."""
         with interrupts_held():
             self.result.episodes.append(result)
-            if self.result.repeatable is None:  # Known of those whose frames were tried, too.
-                self.result.repeatable = getattr(environment, "repeatable", None)
+            # Known of those whose frames were tried, too.
+            self.result.repeatable = taken_together([self.result.repeatable, getattr(environment, "repeatable", None)])
             self.result.eval_s = self._record.earlier_s + time.perf_counter() - self._started_s
             self._observer.episode_ended(environment, result)
             self._observer.episode_kept(self.result)

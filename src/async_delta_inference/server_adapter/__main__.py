@@ -2,7 +2,10 @@
 
 import sys
 
-from async_delta_inference.server_adapter.cli import main
+from async_delta_inference.module_path import leave_out_working_directory
 
 if __name__ == "__main__":
+    leave_out_working_directory()
+    from async_delta_inference.server_adapter.cli import main
+
     sys.exit(main())

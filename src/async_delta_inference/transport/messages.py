@@ -20,10 +20,20 @@ from async_delta_inference.errors import InvalidMessageError, ProtocolError
 from async_delta_inference.transport.finite import is_finite
 from async_delta_inference.transport.policy_options import PolicyOptions
 
-__all__ = ["ActionChunk", "Observation", "ObservationFeatures", "PastObservation", "SessionSpec"]
+__all__ = [
+    "ENVIRONMENT_STATE_PREFIX",
+    "ActionChunk",
+    "Observation",
+    "ObservationFeatures",
+    "PastObservation",
+    "SessionSpec",
+]
 
-MAX_TASK_BYTES = 4096
+ENVIRONMENT_STATE_PREFIX = "environment_state."
+"""What begins the names of a state's elements that LeRobot calls ``observation.environment_state``: they come last."""
+
 MAX_DELAY_STEPS = 2**30
+MAX_TASK_BYTES = 4096
 """Upper bound of the UTF-8 length of ``Observation.task``, so that a fixed slot can hold it."""
 
 _UINT8 = np.dtype(np.uint8)
@@ -37,7 +47,7 @@ class ObservationFeatures:
 
     Args:
         state_names: One name per element of the state vector, in order; all different. PolicyServer receives the state
-            as one float per name.
+            as one float per name. Those of the robot come first, before those with `ENVIRONMENT_STATE_PREFIX`.
         images: Camera name (LeRobot's ``observation.images.`` prefix left out) to its shape (height, width, channels).
     """
 
@@ -57,6 +67,10 @@ class ObservationFeatures:
             raise InvalidMessageError("an observation needs a state: PolicyServer cannot serve a policy without one")
         if len(set(self.state_names)) != len(self.state_names):
             raise InvalidMessageError(f"state names must differ from each other, got {self.state_names}")
+        if any(not name.startswith(ENVIRONMENT_STATE_PREFIX) for name in self.state_names[self.robot_dim :]):
+            raise InvalidMessageError(
+                f"the state's elements {ENVIRONMENT_STATE_PREFIX}... come last, got {self.state_names}"
+            )
         if clash := set(self.state_names) & {*self.images, "task"}:
             raise InvalidMessageError(f"names are used for a state element and something else: {sorted(clash)}")
         for name, shape in images.items():
@@ -70,6 +84,11 @@ class ObservationFeatures:
     def state_dim(self) -> int:
         """Length S of the state vector."""
         return len(self.state_names)
+
+    @property
+    def robot_dim(self) -> int:
+        """How many elements of the state are the robot's; what follows is LeRobot's environment_state."""
+        return sum(not name.startswith(ENVIRONMENT_STATE_PREFIX) for name in self.state_names)
 
     def to_lerobot(self) -> dict[str, dict[str, Any]]:
         """The same as LeRobot dataset features, the form in which PolicyServer takes them."""

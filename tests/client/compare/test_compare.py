@@ -83,6 +83,23 @@ def test_json_says_null_for_what_is_not_known(folders: tuple[Path, Path], capsys
     assert said["overall"]["counts"] == {"both": 5, "only_first": 5, "only_second": 0, "neither": 10}
 
 
+@pytest.mark.parametrize(("told", "known"), [((True, True), True), ((True, False), False), ((None, True), None)])
+def test_says_where_pairs_have_nothing_in_common(
+    told: tuple[bool | None, bool | None],
+    known: bool | None,
+    folders: tuple[Path, Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for folder, repeatable in zip(folders, told, strict=True):
+        info = json.loads((folder / "eval_info.json").read_text())
+        info["overall"]["async"]["repeatable"] = repeatable
+        (folder / "eval_info.json").write_text(json.dumps(info))
+    assert main([*map(str, folders)]) == 0
+    assert ("is not repeatable" in capsys.readouterr().out) is (known is False)
+    assert main([*map(str, folders), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["repeatable"] is known
+
+
 @pytest.mark.parametrize("flags", [{"seed": 5}, {"success_key": "solved"}])
 def test_runs_of_other_episodes_are_refused_by_the_flag(run: Run, flags: dict) -> None:
     first, second = (read_finished(folder_of(run, {}, **given)) for given in ({}, flags))

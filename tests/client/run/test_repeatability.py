@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from odd_gym import Plain, evaluate_odd, odd
 
+from async_delta_inference.client.run.repeatability import taken_together
+
 COUNT = itertools.count()
 
 
@@ -37,6 +39,12 @@ def test_it_is_tried_when_asked_for(
     info = json.loads((tmp_path / "eval_info.json").read_text())
     assert info["overall"]["async"]["repeatable"] is repeatable
     assert ("not repeatable" in caplog.text) is not repeatable
+
+
+def test_of_several_simulators_each_has_to_be() -> None:
+    assert taken_together([None, True]) is True
+    assert taken_together([True, None, False]) is False
+    assert taken_together([None]) is None
 
 
 def test_nobody_says_what_nobody_tried(tmp_path: Path) -> None:

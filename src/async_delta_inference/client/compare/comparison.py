@@ -52,12 +52,15 @@ class Comparison:
         overall: All pairs.
         sequential_p_value: Of all pairs in the order of the run; holds where the run was ended when it told something.
         unpaired: Episodes that only one of the runs has.
+        repeatable: Whether the same seed and actions gave the same in both; None where nobody tried. Where not, a pair
+            has nothing in common but its number: what is said of success holds all the same, and takes more episodes.
     """
 
     tasks: list[PartComparison]
     overall: PartComparison
     sequential_p_value: float
     unpaired: int
+    repeatable: bool | None = None
 
 
 def compare_runs(first: FinishedRun, second: FinishedRun) -> Comparison:
@@ -76,7 +79,14 @@ def compare_runs(first: FinishedRun, second: FinishedRun) -> Comparison:
         overall=_part("overall", pairs),
         sequential_p_value=test.p_value,
         unpaired=len(first.episodes.keys() ^ second.episodes.keys()),
+        repeatable=_both(first.repeatable, second.repeatable),
     )
+
+
+def _both(first: bool | None, second: bool | None) -> bool | None:
+    if first is False or second is False:
+        return False
+    return None if first is None or second is None else True
 
 
 def _known(pairs: Sequence[Pair]) -> list[tuple[bool, bool]]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from async_delta_inference.client.environments.episode import EpisodeKey, EpisodeSpec
+from async_delta_inference.client.record.eval_info import EVAL_INFO_NAME
 from async_delta_inference.client.record.output_folder import OutputFolder
 from async_delta_inference.client.record.result_store import RESULTS_NAME, ResultStore
 from async_delta_inference.client.record.results import EpisodeResult
@@ -37,6 +39,7 @@ _NO_MATTER = (
     "baseline",
     "record_dataset",
     "n_envs",
+    "check_repeatable",
     "max_retries",
     "episode_timeout_s",
     "display_data",
@@ -58,12 +61,14 @@ class FinishedRun:
         described: ``run.yaml``.
         episodes: Those that have a result.
         given_up: How many have none, though they were tried.
+        repeatable: Whether the same seed and actions gave the same there; None where nobody tried.
     """
 
     folder: Path
     described: Mapping[str, Any]
     episodes: Mapping[EpisodeKey, EpisodeResult]
     given_up: int
+    repeatable: bool | None = None
 
     @property
     def flags(self) -> dict[str, Any]:
@@ -95,7 +100,16 @@ def read_finished(folder: Path) -> FinishedRun:
     store.load()
     if not store.episodes:
         raise ConfigError(f"{folder / RESULTS_NAME} has no episode: is it the output folder of a run that began?")
-    return FinishedRun(folder, described, store.episodes, len(store.given_up))
+    return FinishedRun(folder, described, store.episodes, len(store.given_up), _repeatable(folder))
+
+
+def _repeatable(folder: Path) -> bool | None:
+    """As the run found out; a run that ended before it wrote that told nobody."""
+    try:
+        said = json.loads((folder / EVAL_INFO_NAME).read_text())["overall"]["async"]["repeatable"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    return said if isinstance(said, bool) else None
 
 
 def differing_flags(first: FinishedRun, second: FinishedRun) -> list[FlagDifference]:

@@ -6,21 +6,17 @@ once this module is imported.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import gymnasium
-import numpy as np
-from gymnasium.spaces import Box, Dict
-from gymnasium.wrappers import FlattenObservation, TransformObservation
 from lerobot.configs import PolicyFeature
 from lerobot.envs.configs import EnvConfig
 
-from async_delta_inference.client.environments.picture import as_picture
-from async_delta_inference.client.environments.unseen_frames import seen_or_last
+from async_delta_inference.client.environments.gymnasium_layouts import StateFromInfo, in_lerobots_layout
 
-__all__ = ["GymnasiumEnv", "RenderedCamera", "StateFromInfo"]
+__all__ = ["GymnasiumEnv"]
 
 _REGISTERED_BY = {"ALE": "ale_py", "dm_control": "shimmy"}
 """Packages whose ids have another namespace."""
@@ -31,8 +27,8 @@ _REGISTERED_BY = {"ALE": "ale_py", "dm_control": "shimmy"}
 class GymnasiumEnv(EnvConfig):  # type: ignore[misc]
     """A LeRobot environment configuration for a gymnasium id.
 
-    An environment that observes ``pixels`` and ``agent_pos`` is taken as it is. One that observes vectors, alone or in
-    a dictionary, gets them as its state and what it renders as its one camera.
+    An environment that observes ``pixels`` and ``agent_pos``, or an ``environment_state``, is taken as it is: that is
+    LeRobot's layout. `in_lerobots_layout` has what becomes of others.
     """
 
     task: str | None = None
@@ -44,7 +40,8 @@ class GymnasiumEnv(EnvConfig):  # type: ignore[misc]
     render_mode: str = "rgb_array"
     """Passed to the environment."""
     state_from_info: str | None = None
-    """Key of the info that has the state of an environment which observes nothing but a picture; none: its own."""
+    """Where the info has the state of an environment that observes nothing but pictures; none: its own. A key, such as
+    proprio/joint_pos, a path into dictionaries, all that begins with proprio, or several of these with commas."""
     make_kwargs: dict[str, Any] = field(default_factory=dict)
     """Further arguments of the environment."""
     features: dict[str, PolicyFeature] = field(default_factory=dict)
@@ -77,94 +74,6 @@ class GymnasiumEnv(EnvConfig):  # type: ignore[misc]
             env = gymnasium.make(task, disable_env_checker=True, **self.gym_kwargs)
             if self.state_from_info:
                 env = StateFromInfo(env, self.state_from_info)
-            return _with_camera(env, str(self.task))
+            return in_lerobots_layout(env, str(self.task))
 
         return make
-
-
-class StateFromInfo(gymnasium.ObservationWrapper[Any, Any, Any]):
-    """An environment that observes one picture, with the state that its info has beside it.
-
-    Args:
-        env: Whose observation is the picture.
-        key: Of its info.
-
-    Raises:
-        ValueError: Its info has no such vector.
-    """
-
-    def __init__(self, env: gymnasium.Env[Any, Any], key: str) -> None:
-        super().__init__(env)
-        self._key = key
-        _, info = env.reset(seed=0)
-        state = np.asarray(info.get(key, None))
-        if state.dtype.kind not in "iuf" or state.ndim != 1:
-            raise ValueError(f"--env.state_from_info={key}: its info has {', '.join(info) or 'nothing'}, or no vector")
-        vector = Box(-np.inf, np.inf, state.shape, state.dtype.type)
-        self.observation_space = Dict(pixels=env.observation_space, agent_pos=vector)
-
-    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:  # noqa: D102
-        picture, info = self.env.reset(seed=seed, options=options)
-        return {"pixels": picture, "agent_pos": info[self._key]}, info
-
-    def step(self, action: Any) -> Any:  # noqa: D102
-        picture, *rest, info = self.env.step(action)
-        return {"pixels": picture, "agent_pos": info[self._key]}, *rest, info
-
-
-class RenderedCamera(gymnasium.ObservationWrapper[Any, Any, Any]):
-    """An environment that observes no pixels, with what it renders as its one camera.
-
-    Args:
-        env: Observes a vector, or a dictionary with ``agent_pos``.
-        name: For messages.
-
-    Raises:
-        ValueError: It renders no picture.
-    """
-
-    renders_for_observation = True
-
-    def __init__(self, env: gymnasium.Env[Any, Any], name: str) -> None:
-        super().__init__(env)
-        # Seeded: gymnasium's MuJoCo cameras look, for good, at where the robot is when the first picture is taken.
-        env.reset(seed=0)
-        modes = ", ".join(env.metadata.get("render_modes", [])) or "none"
-        try:
-            picture = as_picture(env.render())
-        except Exception as exc:
-            raise ValueError(
-                f"{name} renders no picture with render_mode {env.render_mode!r} (it knows {modes}), and a policy "
-                f"needs one: {str(exc) or type(exc).__name__}"
-            ) from exc
-        space = env.observation_space
-        state = space["agent_pos"] if isinstance(space, Dict) else space
-        self._last = picture
-        self.observation_space = Dict(pixels=Box(0, 255, picture.shape, np.uint8), agent_pos=state)
-
-    def observation(self, observation: Any) -> dict[str, Any]:
-        """The state that it observes, and the picture."""
-        state = observation["agent_pos"] if isinstance(observation, Mapping) else observation
-        self._last = seen_or_last(self._last, lambda: as_picture(self.env.render()))
-        return {"pixels": self._last, "agent_pos": state}
-
-
-def _with_camera(env: gymnasium.Env[Any, Any], name: str) -> gymnasium.Env[Any, Any]:
-    space = env.observation_space
-    if isinstance(space, Dict) and "agent_pos" not in space.spaces and _is_flat(space):
-        # A goal's dictionary, say: what it observes, what it has reached and what it is to reach, one after the other.
-        return RenderedCamera(FlattenObservation(env), name)
-    if isinstance(space, Dict) and "agent_pos" in space.spaces and "pixels" not in space.spaces:
-        return RenderedCamera(env, name)
-    if not isinstance(space, Box) or len(space.shape) == 3:
-        return env
-    flat = Box(space.low.reshape(-1), space.high.reshape(-1), dtype=space.dtype.type)
-    return RenderedCamera(TransformObservation(env, lambda observation: observation.reshape(-1), flat), name)
-
-
-def _is_flat(space: Dict) -> bool:
-    """Whether there is nothing but vectors in it, however deep."""
-    return all(
-        _is_flat(inner) if isinstance(inner, Dict) else isinstance(inner, Box) and len(inner.shape) < 3
-        for inner in space.spaces.values()
-    )

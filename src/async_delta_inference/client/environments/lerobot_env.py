@@ -18,6 +18,7 @@ from async_delta_inference.client.environments.episode import EpisodeSpec
 from async_delta_inference.client.environments.frame_proof import FrameProof, prove_frames
 from async_delta_inference.client.environments.guarded import simulator_errors
 from async_delta_inference.client.environments.observation import (
+    ENVIRONMENT_STATE_PART,
     LIBERO_STATE_NAMES,
     camera_images,
     is_libero,
@@ -30,6 +31,7 @@ from async_delta_inference.client.environments.proof_cache import cached_proof, 
 from async_delta_inference.client.environments.unseen_frames import frames_unseen, has_skippable_frames
 from async_delta_inference.errors import ConfigError, EpisodeError, FrameError
 from async_delta_inference.transport import Observation, ObservationFeatures
+from async_delta_inference.transport.messages import ENVIRONMENT_STATE_PREFIX
 
 if TYPE_CHECKING:
     import gymnasium
@@ -39,7 +41,8 @@ __all__ = ["EnvironmentTraits", "HoldAction", "LeRobotEnvironment"]
 logger = logging.getLogger(__name__)
 
 HoldAction = Callable[[NDArray[np.float32], NDArray[np.float32] | None], NDArray[np.float32]]
-"""From the state (S,) and the last executed action (A,), None before the first, to the action (A,) that holds still."""
+"""From the robot's state (S,) and the last executed action (A,), None before the first, to the action (A,) that holds
+still."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +50,10 @@ class EnvironmentTraits:
     """What a registry entry knows about an environment beyond what LeRobot says.
 
     Args:
-        state_names: One name per state element; ``state_0``, ``state_1``, ... where None.
+        state_names: One name per element of the robot's state; ``state_0``, ``state_1``, ... where None.
         hold_action: What a robot does while it has no action; None where nobody said.
         convert: From the raw observation of ``step`` to LeRobot's layout (``pixels`` with ``agent_pos`` or
-            ``robot_state``); None where it has that layout already.
+            ``robot_state``, and ``environment_state``); None where it has that layout already.
         max_episode_steps: Step limit; the environment's own where None.
         want_frames: Told before every reset and step whether the frames of what follows will be looked at, for a
             simulator that can go on without rendering; None where it always renders.
@@ -154,7 +157,7 @@ class LeRobotEnvironment(Environment):
 
     def write_observation(self, observation: Observation) -> None:  # noqa: D102
         raw = self._observed()
-        if not self._frames_current:
+        if not self._frames_current and self.features.images:
             raise EpisodeError(f"{self.name} was asked for frames that it was told not to render")
         rotate = is_libero(raw)
         for camera, image in camera_images(raw).items():
@@ -166,7 +169,7 @@ class LeRobotEnvironment(Environment):
             raise ConfigError(
                 f"nobody said how {self.name} holds still: register it with a hold_action, or use --on_starvation=wait"
             )
-        held = self._traits.hold_action(self.state(), self._last_action)
+        held = self._traits.hold_action(self.state()[: self.features.robot_dim], self._last_action)
         return np.asarray(held, np.float32).reshape(self.action_dim)
 
     def video_frame(self) -> NDArray[np.uint8]:  # noqa: D102
@@ -264,12 +267,13 @@ class LeRobotEnvironment(Environment):
         example = self._converted(example_of(env.observation_space))
         self._declared = Declared.by(example, self.name)
         images = {camera: _shape(as_picture(image)) for camera, image in camera_images(example).items()}
-        state_dim = len(state_vector(example))
+        beside_dim = np.size(example.get(ENVIRONMENT_STATE_PART, ()))
+        robot_dim = len(state_vector(example)) - beside_dim
         names = self._traits.state_names or (LIBERO_STATE_NAMES if is_libero(example) else None)
-        names = names or tuple(f"state_{i}" for i in range(state_dim))
-        if len(names) != state_dim:
-            raise ConfigError(f"{self.name} has a state of {state_dim} elements but {len(names)} names for them")
-        return ObservationFeatures(names, images)
+        names = names or tuple(f"state_{i}" for i in range(robot_dim))
+        if len(names) != robot_dim:
+            raise ConfigError(f"{self.name} has a state of {robot_dim} elements but {len(names)} names for them")
+        return ObservationFeatures((*names, *(f"{ENVIRONMENT_STATE_PREFIX}{i}" for i in range(beside_dim))), images)
 
     def _simulator_errors(self, doing: str) -> AbstractContextManager[None]:
         return simulator_errors(self.name, doing)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from async_delta_inference.errors import ConfigError
 
 __all__ = [
+    "ENVIRONMENT_STATE_PART",
     "LIBERO_STATE_NAMES",
     "SINGLE_CAMERA",
     "camera_images",
@@ -30,6 +31,9 @@ SINGLE_CAMERA = "image"
 """Name of a camera that has none: LeRobot's ``observation.image`` is served as ``observation.images.image``, since
 PolicyServer can serve no other key."""
 
+ENVIRONMENT_STATE_PART = "environment_state"
+"""What a simulator, and `state_parts`, call the part of a state that is not the robot's: PushT's keypoints, say."""
+
 LIBERO_STATE_NAMES = (
     "eef_pos_x",
     "eef_pos_y",
@@ -40,7 +44,9 @@ LIBERO_STATE_NAMES = (
     "gripper_qpos_left",
     "gripper_qpos_right",
 )
-"""What the elements of `state_vector` are for LIBERO's ``robot_state``: metres, radians, metres."""
+"""What the elements of a state are for LIBERO's ``robot_state``: metres, radians, metres."""
+
+_QUATERNION = "eef.quat"
 
 
 def is_libero(observation: Mapping[str, Any]) -> bool:
@@ -51,9 +57,13 @@ def is_libero(observation: Mapping[str, Any]) -> bool:
 def camera_images(observation: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
     """Camera name to image, as the simulator gave it: neither copied nor rotated, in whatever form.
 
+    None where it gives an ``environment_state`` instead, which is what LeRobot's policies can do with, too.
+
     Raises:
-        ConfigError: There are no pixels, or an image is no array.
+        ConfigError: There are neither pixels nor an ``environment_state``, or an image is no array.
     """
+    if "pixels" not in observation and ENVIRONMENT_STATE_PART in observation:
+        return {}
     if "pixels" not in observation:
         raise ConfigError(
             f"the observation has no 'pixels' but {sorted(observation)}: a policy server needs images and a state; try "
@@ -70,35 +80,44 @@ def camera_images(observation: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
 
 
 def state_vector(observation: Mapping[str, Any]) -> NDArray[np.float32]:
-    """float32 (S,), of its own memory: ``agent_pos``, or LIBERO's eight numbers named in `LIBERO_STATE_NAMES`.
+    """float32 (S,), of its own memory: the robot's part, then the environment's.
+
+    The robot's is ``agent_pos``, or LIBERO's eight numbers named in `LIBERO_STATE_NAMES`; the other is what LeRobot
+    gives to policies as ``observation.environment_state``.
 
     Raises:
-        ConfigError: There is neither ``agent_pos`` nor ``robot_state``.
+        ConfigError: There is neither.
     """
     parts = state_parts(observation)
-    if "agent_pos" in parts:
-        return np.array(parts["agent_pos"], np.float32).reshape(-1)
-    position, quaternion, gripper = parts.values()
-    vectors = (position, quaternion_to_axis_angle(quaternion), gripper)
-    return np.concatenate([np.asarray(vector, np.float32) for vector in vectors])
+    if _QUATERNION in parts:
+        parts[_QUATERNION] = quaternion_to_axis_angle(parts[_QUATERNION])
+    return np.concatenate([np.asarray(part, np.float32).reshape(-1) for part in parts.values()])
 
 
 def state_parts(observation: Mapping[str, Any]) -> dict[str, Any]:
-    """What a state vector is made of, as the simulator gave it: ``agent_pos``, or LIBERO's three by their paths.
+    """What a state vector is made of, as the simulator gave it, in order: ``agent_pos``, or LIBERO's three by their
+    paths, and `ENVIRONMENT_STATE_PART` where it gives that.
 
     Raises:
-        ConfigError: There is neither ``agent_pos`` nor ``robot_state``.
+        ConfigError: There is none of them.
     """
+    parts = _robot_parts(observation)
+    if ENVIRONMENT_STATE_PART in observation:
+        parts[ENVIRONMENT_STATE_PART] = observation[ENVIRONMENT_STATE_PART]
+    if not parts:
+        raise ConfigError(
+            f"the observation has no 'agent_pos', 'robot_state' or 'environment_state' but {sorted(observation)}: a "
+            "policy server cannot serve a policy without a state; try --env.obs_type=pixels_agent_pos"
+        )
+    return parts
+
+
+def _robot_parts(observation: Mapping[str, Any]) -> dict[str, Any]:
     if is_libero(observation):
         robot_state = observation["robot_state"]
         eef = robot_state["eef"]
-        return {"eef.pos": eef["pos"], "eef.quat": eef["quat"], "gripper.qpos": robot_state["gripper"]["qpos"]}
-    if "agent_pos" in observation:
-        return {"agent_pos": observation["agent_pos"]}
-    raise ConfigError(
-        f"the observation has no 'agent_pos' and no 'robot_state' but {sorted(observation)}: PolicyServer cannot serve "
-        "a policy without a state; try --env.obs_type=pixels_agent_pos"
-    )
+        return {"eef.pos": eef["pos"], _QUATERNION: eef["quat"], "gripper.qpos": robot_state["gripper"]["qpos"]}
+    return {"agent_pos": observation["agent_pos"]} if "agent_pos" in observation else {}
 
 
 def quaternion_to_axis_angle(quaternion: NDArray[np.floating[Any]]) -> NDArray[np.float32]:

@@ -15,21 +15,20 @@ from async_delta_inference.client.record.observers import RunObserver
 from async_delta_inference.client.record.output_folder import OutputFolder
 from async_delta_inference.client.record.results import EpisodeResult, EvaluationResult
 from async_delta_inference.errors import ConfigError
+from async_delta_inference.input_names import vectors_of
 from async_delta_inference.transport import Observation
+from async_delta_inference.transport.messages import ENVIRONMENT_STATE_PREFIX
 
 __all__ = ["DatasetRecorder"]
 
-_IMAGES, _STATE, _ACTION, _REWARD, _DONE = (
-    *("observation.images.", "observation.state", "action"),
-    *("next.reward", "next.done"),
-)
+_IMAGES, _ACTION, _REWARD, _DONE = "observation.images.", "action", "next.reward", "next.done"
 
 
 class DatasetRecorder(RunObserver):
     """Writes what the policy is shown and what is done, step by step: every frame is rendered for it.
 
-    Features: ``observation.images.<camera>`` (videos), ``observation.state``, ``action``, ``next.reward``,
-    ``next.done``; the task is the environment's description.
+    Features: ``observation.images.<camera>`` (videos), ``observation.state`` and ``observation.environment_state`` as
+    far as there are such, ``action``, ``next.reward``, ``next.done``; the task is the environment's description.
 
     Args:
         folder: Of the run, which keeps account of what could not be written.
@@ -103,8 +102,8 @@ class DatasetRecorder(RunObserver):
     def _save(self, environment: Environment, result: EpisodeResult, seen: Sequence[Observation]) -> None:
         for step, observation in enumerate(seen[: result.length]):
             frame: dict[str, Any] = {f"{_IMAGES}{name}": image for name, image in observation.images.items()}
+            frame |= {key: observation.state[part] for key, part in vectors_of(environment.features).items()}
             frame |= {
-                _STATE: observation.state,
                 _ACTION: np.asarray(result.actions[step], np.float32),
                 _REWARD: _one(result.rewards[step], np.float32),
                 _DONE: _one(step == result.length - 1, np.bool_),
@@ -130,8 +129,10 @@ def _features(environment: Environment) -> dict[str, dict[str, Any]]:
         for name, shape in seen.images.items()
     }
     actions = [f"action_{i}" for i in range(environment.action_dim)]
+    for key, part in vectors_of(seen).items():
+        names = [name.removeprefix(ENVIRONMENT_STATE_PREFIX) for name in seen.state_names[part]]
+        features[key] = {"dtype": "float32", "shape": (len(names),), "names": names}
     return features | {
-        _STATE: {"dtype": "float32", "shape": (seen.state_dim,), "names": list(seen.state_names)},
         _ACTION: {"dtype": "float32", "shape": (environment.action_dim,), "names": actions},
         _REWARD: {"dtype": "float32", "shape": (1,), "names": None},
         _DONE: {"dtype": "bool", "shape": (1,), "names": None},

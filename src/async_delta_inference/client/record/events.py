@@ -84,11 +84,13 @@ class EpisodeEnded:
         worker: Which simulator.
         result: With its arrays.
         unwritten: Files of it that could not be written, and why.
+        repeatable: Whether the same seed and actions give the same in that simulator; None where nobody tried.
     """
 
     worker: int
     result: EpisodeResult
     unwritten: tuple[tuple[str, str], ...] = ()
+    repeatable: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from async_delta_inference.checkpoint_config import IMAGE, STATE, CheckpointConfig
+from async_delta_inference.checkpoint_config import IMAGE, CheckpointConfig
 from async_delta_inference.client.environments.base import Environment
 from async_delta_inference.client.policy_flags import PolicyFlags
 from async_delta_inference.client.run.checkpoint import check_checkpoint
@@ -68,7 +68,7 @@ def look_at(
     statistics = statistics_of(checkpoint)
     return [
         *_cameras(flags, environment, config),
-        _state(flags, environment, config, statistics),
+        *_states(flags, environment, config, statistics),
         _actions(environment, statistics, bounds),
         Finding("control rate", f"{environment.fps:g} Hz", "n/a: a checkpoint does not say it"),
         _chunk(flags, config),
@@ -114,14 +114,30 @@ def _cameras(flags: PolicyFlags, environment: Environment, config: CheckpointCon
     return findings
 
 
-def _state(flags: PolicyFlags, environment: Environment, config: CheckpointConfig, statistics: Statistics) -> Finding:
+def _states(
+    flags: PolicyFlags, environment: Environment, config: CheckpointConfig, statistics: Statistics
+) -> list[Finding]:
+    """The robot's state, and the environment's where there is one."""
     names, state = environment.features.state_names, environment.state()
-    declared = config.inputs.get(STATE)
+    vectors = input_names(environment.features, config.inputs, flags.rename_map).vectors
+    return [
+        _state(key, names[part], state[part], config.inputs.get(key), statistics.get(key, {}))
+        for key, part in vectors.items()
+    ]
+
+
+def _state(
+    key: str,
+    names: Sequence[str],
+    state: NDArray[np.float32],
+    declared: tuple[int, ...] | None,
+    known: Mapping[str, NDArray[np.float32]],
+) -> Finding:
+    what = key.removeprefix("observation.")
     trained = "not declared" if declared is None else f"{declared[0]} elements"
-    known = statistics.get(flags.rename_map.get(STATE, STATE), {})
     mean, deviation = known.get("mean"), known.get("std")
     if mean is None or deviation is None or mean.shape != state.shape:
-        return Finding("state", f"{len(state)} elements", trained + ", no statistics")
+        return Finding(what, f"{len(state)} elements", trained + ", no statistics")
     # What hardly moved in training may move a little here.
     distance = np.abs(state - mean) / np.maximum(deviation, 1e-3 + 1e-3 * np.abs(mean))
     far = [i for i in np.argsort(-distance) if distance[i] > FAR_IN_DEVIATIONS]
@@ -135,7 +151,7 @@ def _state(flags: PolicyFlags, environment: Environment, config: CheckpointConfi
         warning = (
             f"{worst}: is an element swapped or missing, or in another unit (degrees, quaternion)? See --env flags"
         )
-    return Finding("state", f"{len(state)} elements, at most {distance.max():.1f} deviations away", trained, warning)
+    return Finding(what, f"{len(state)} elements, at most {distance.max():.1f} deviations away", trained, warning)
 
 
 def _actions(environment: Environment, statistics: Statistics, bounds: tuple[Any, Any] | None) -> Finding:

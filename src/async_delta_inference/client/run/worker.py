@@ -29,6 +29,7 @@ from async_delta_inference.client.record.videos import VideoRecorder
 from async_delta_inference.client.run.calibration import measure_inference_delay
 from async_delta_inference.client.run.checkpoint import local_checkpoint
 from async_delta_inference.client.run.clocks import make_clock
+from async_delta_inference.client.run.repeatability import taken_together, warn_unless_repeatable
 from async_delta_inference.client.run.session_spec import session_spec
 from async_delta_inference.errors import (
     AsyncDeltaError,
@@ -155,6 +156,7 @@ class _Worker(RunObserver):
         self._built: Environment | None = None
         self._transport: Transport | None = None
         self._loop: ControlLoop | None = None
+        self._repeatable: bool | None = None
         self._steps = 0
         self._told_s = 0.0
         self._safely(self._describe)
@@ -196,8 +198,9 @@ class _Worker(RunObserver):
     def _describe(self) -> None:
         config = self._config
         check_device(config.client_device)
-        made = make_environments(config.env, config.environment_options())
-        self._environments = [GuardedEnvironment(environment) for environment in made]
+        if config.check_repeatable and self._setup.index == 0:
+            self._repeatable = warn_unless_repeatable(self._make_environments, config.seed)
+        self._environments = self._make_environments()
         checkpoint = None
         if config.pretrained_name_or_path:
             checkpoint = local_checkpoint(config.pretrained_name_or_path, shares_files=config.shares_files)
@@ -208,6 +211,10 @@ class _Worker(RunObserver):
             for index in range(config.n_episodes)
         ]
         self._connection.send(Described(tuple(episodes), config.fps or self._environments[0].fps))
+
+    def _make_environments(self) -> list[Environment]:
+        made = make_environments(self._config.env, self._config.environment_options())
+        return [GuardedEnvironment(environment) for environment in made]
 
     def _connect(self, command: Connect) -> None:
         if self._transport is not None:
@@ -244,7 +251,8 @@ class _Worker(RunObserver):
         self._videos.episode_ended(environment, result)
         unwritten = tuple((str(path), reason) for path, reason in self._folder.unwritten.items())
         self._folder.unwritten.clear()
-        self._connection.send(EpisodeEnded(self._setup.index, result, unwritten))
+        repeatable = taken_together([self._repeatable, getattr(environment, "repeatable", None)])
+        self._connection.send(EpisodeEnded(self._setup.index, result, unwritten, repeatable))
 
     # As the loop's observer.
 

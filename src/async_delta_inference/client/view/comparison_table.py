@@ -7,7 +7,14 @@ from rich.table import Table
 from async_delta_inference.client.compare.comparison import Comparison, PartComparison
 from async_delta_inference.client.compare.paired import BootstrapInterval, episodes_to_tell
 
-__all__ = ["figure_table", "success_table", "verdict"]
+__all__ = ["NOT_REPEATABLE", "figure_table", "success_table", "verdict"]
+
+NOT_REPEATABLE = (
+    "This environment is not repeatable: the same seed and actions gave something else the second time. A pair of "
+    "episodes has nothing in common but its number, so pairing takes no luck out: the tests hold, as they do for pairs "
+    "drawn by lot, and need as many episodes as if nothing were paired."
+)
+"""Of runs where `Comparison.repeatable` is False."""
 
 
 def success_table(comparison: Comparison) -> Table:

@@ -91,6 +91,10 @@ class DrivenPolicyServer:
             SetupRefusedError: Naming both sides.
         """
         config, features = self.server.policy.config, spec.features
+        if features.robot_dim < features.state_dim:
+            raise SetupRefusedError(
+                "PolicyServer cannot give a policy observation.environment_state: leave --policy_host=policy_server out"
+            )
         sent = {f"{_IMAGE_PREFIX}{name}" for name in features.images}
         known = set(config.image_features or {})
         if sent - known or (known - sent and spec.policy_type not in _TOLERANT_TYPES):

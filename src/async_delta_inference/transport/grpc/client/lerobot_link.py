@@ -309,8 +309,19 @@ class LeRobotLink(Link):
         description = setup.set_up()
         self._is_ours = description is not None
         if not self._is_ours:
+            self._check_spoken()
             calls.watch()
         return description
+
+    def _check_spoken(self) -> None:
+        """LeRobot's own server would give a policy the environment's state as more of the robot's."""
+        assert self._spec is not None
+        features = self._spec.features
+        if features.robot_dim < features.state_dim:
+            raise SetupRefusedError(
+                f"the policy server at {self.address} is LeRobot's own, which cannot give a policy "
+                "observation.environment_state: serve with async-delta-serve"
+            )
 
     def _restart(self, lost: int) -> bool:
         """Go on with the server that was set up; False when that is lost, too."""
