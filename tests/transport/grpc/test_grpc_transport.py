@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from concurrent import futures
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from async_delta_inference.errors import (
 from async_delta_inference.transport import (
     GrpcOptions,
     LinkOptions,
+    ObservationFeatures,
     SessionSpec,
     TransportOptions,
     connect,
@@ -374,6 +376,17 @@ def test_actions_that_are_not_finite_are_the_policys_error_and_the_session_goes_
 def test_policy_server_says_nothing_of_what_it_serves() -> None:
     with served(StubbornServicer()) as uri, connect(uri, CONTRACT_POLICY) as transport:
         assert transport.description == ""
+
+
+def test_policy_server_is_not_given_what_it_would_take_for_the_robots_state() -> None:
+    features = ObservationFeatures(("x", "environment_state.0"))
+    with (
+        served(StubbornServicer()) as uri,
+        pytest.raises(
+            SetupRefusedError, match="LeRobot's own, which cannot give a policy observation.environment_state"
+        ),
+    ):
+        connect(uri, replace(CONTRACT_POLICY, features=features))
 
 
 def test_late_answer_of_policy_servers_is_not_lost() -> None:
