@@ -64,6 +64,12 @@ class CheckpointConfig:
         return "empty_cameras" in self.raw or self.policy_type == "groot"
 
     @property
+    def prefix_lengths(self) -> tuple[int, int]:
+        """How many executed and how many coming actions the policy wants to be told of; 0 and 0 for most."""
+        past, future = self.raw.get("length_prefix_past"), self.raw.get("length_prefix_future")
+        return (past, future) if type(past) is int and type(future) is int else (0, 0)
+
+    @property
     def executes_one_action(self) -> bool:
         """Whether every action needs an inference of its own: temporal ensembling, or no queue of actions at all."""
         return self.raw.get("temporal_ensemble_coeff") is not None or self.policy_type == "gaussian_actor"

@@ -22,6 +22,19 @@ _SETTINGS: dict[str, dict[str, Any]] = {
         "n_encoder_layers": 1,
         "use_vae": False,
     },
+    "act_smooth": {
+        "chunk_size": 20,
+        "n_action_steps": 20,
+        "length_prefix_past": 2,
+        "length_prefix_future": 4,
+        "use_action_relative": False,
+        "pretrained_backbone_weights": None,
+        "dim_model": 64,
+        "n_heads": 2,
+        "dim_feedforward": 128,
+        "n_encoder_layers": 1,
+        "use_vae": False,
+    },
     "diffusion": {
         "horizon": 16,
         "n_action_steps": 8,
@@ -79,7 +92,7 @@ def features_of(policy_type: str) -> ObservationFeatures:
     return ObservationFeatures(tuple(f"s{i}" for i in range(8)), {name: (SIDE, SIDE, 3) for name in cameras})
 
 
-def build(policy_type: str, folder: Path) -> Path:
+def build(policy_type: str, folder: Path, **changed: Any) -> Path:
     """Save a random policy of this type with its processors."""
     from lerobot.configs import FeatureType, PolicyFeature
     from lerobot.policies import get_policy_class, make_pre_post_processors
@@ -91,7 +104,7 @@ def build(policy_type: str, folder: Path) -> Path:
     }
     inputs["observation.state"] = PolicyFeature(FeatureType.STATE, (features.state_dim,))
     outputs = {"action": PolicyFeature(FeatureType.ACTION, (ACTION_DIM,))}
-    settings = dict(_SETTINGS[policy_type])
+    settings = _SETTINGS[policy_type] | changed
     if policy_type == "smolvla":
         settings["vlm_model_name"] = str(_small_vlm(folder / "vlm"))
     config = make_policy_config(

@@ -66,6 +66,7 @@ def muted_cases() -> list[str]:
         "carries_episodes",
         "carries_description",
         "carries_history",
+        "carries_prefix",
         "carries_delay",
     }
     found = []

@@ -35,8 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parse(arguments: Sequence[str]) -> Namespace:
     parser = ArgumentParser(prog="async-delta-compare", description=__doc__.partition(": ")[2])
-    parser.add_argument("first", type=Path, metavar="RUN", help="output folder of a run")
-    parser.add_argument("second", type=Path, metavar="RUN", help="output folder of another, of the same episodes")
+    parser.add_argument(
+        "runs", type=Path, nargs="*", metavar="RUN", help="output folders of two runs of the same episodes"
+    )
     parser.add_argument(
         "--difference", type=float, default=10.0, help="points of success for which to say how many episodes tell it"
     )
@@ -44,13 +45,18 @@ def _parse(arguments: Sequence[str]) -> Namespace:
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
     parser.error = refuse  # type: ignore[method-assign]
     parsed = parser.parse_args(list(arguments))
+    if len(parsed.runs) != 2:
+        raise ConfigError(
+            f"give the output folders of two runs of the same episodes, as async-delta-compare RUN RUN; got "
+            f"{len(parsed.runs)}: {' '.join(map(str, parsed.runs)) or 'none'}"
+        )
     if not 0 < parsed.difference <= 100:
         raise ConfigError(f"--difference must be above 0 and at most 100 percentage points, got {parsed.difference:g}")
     return parsed
 
 
 def _compare(args: Namespace) -> int:
-    first, second = read_finished(args.first), read_finished(args.second)
+    first, second = map(read_finished, args.runs)
     check_comparable(first, second, args.allow.split(","))
     check_same_episodes(first, second)
     comparison = compare_runs(first, second)

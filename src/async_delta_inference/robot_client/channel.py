@@ -148,6 +148,12 @@ class TransportChannel:
                 f"the policy {transport.description} looks at {transport.n_obs_steps} successive observations at once, "
                 "and LeRobot's RobotClient sends one: serve another policy to it"
             )
+        if transport.prefix:
+            transport.close()
+            raise SetupRefusedError(
+                f"the policy {transport.description} wants to be told of the robot's own actions, and LeRobot's "
+                "RobotClient does not tell them: serve another policy to it"
+            )
         self._answered_timestep = -1
         self._spec = spec
         logger.info("%s serves %s", self._uri, transport.description)

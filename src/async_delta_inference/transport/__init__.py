@@ -16,6 +16,7 @@ from async_delta_inference.errors import (
     TransportError,
     TransportTimeout,
 )
+from async_delta_inference.transport.action_prefix import ActionPrefix, PrefixLimits
 from async_delta_inference.transport.client import Transport
 from async_delta_inference.transport.deadlines import TransportOptions
 from async_delta_inference.transport.host import SessionHost
@@ -44,6 +45,7 @@ from async_delta_inference.transport.server import Listener, Server, serve
 
 __all__ = [
     "ActionChunk",
+    "ActionPrefix",
     "Answer",
     "Backend",
     "EpisodeStart",
@@ -65,6 +67,7 @@ __all__ = [
     "PolicyOptions",
     "RtcOptions",
     "PolicySession",
+    "PrefixLimits",
     "ProtocolError",
     "Request",
     "Server",

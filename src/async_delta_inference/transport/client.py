@@ -29,6 +29,7 @@ from async_delta_inference.errors import (
     TransportClosed,
     TransportTimeout,
 )
+from async_delta_inference.transport.action_prefix import NO_PREFIX, PrefixLimits
 from async_delta_inference.transport.deadlines import AnswerDeadline, TransportOptions
 from async_delta_inference.transport.finite import is_finite
 from async_delta_inference.transport.messages import (
@@ -66,6 +67,8 @@ class Transport(ABC):
         self._spec: SessionSpec | None = None
         self._description = ""
         self._n_obs_steps = 1
+        self._prefix = NO_PREFIX
+        self._wants_prefix = False
         self._closed = threading.Event()
         self._close_lock = threading.Lock()
         self._failure: PeerGoneError | ProtocolError | None = None
@@ -106,6 +109,7 @@ class Transport(ABC):
         except BaseException:
             self.close()
             raise
+        self._wants_prefix = bool(self._prefix)
         with self._close_lock:
             self._usable = not self._closed.is_set()
 
@@ -123,6 +127,11 @@ class Transport(ABC):
     def n_obs_steps(self) -> int:
         """How many successive observations the policy looks at, once connected; one more than a history must have."""
         return self._n_obs_steps
+
+    @property
+    def prefix(self) -> PrefixLimits:
+        """How many of the robot's own actions the policy wants to be told of, once connected: `Observation.prefix`."""
+        return self._prefix
 
     def send_observation(self, observation: Observation) -> None:
         """Hand an observation to the server. Takes no longer than a copy; the caller's arrays are not retained.
@@ -152,6 +161,8 @@ class Transport(ABC):
             and 0 <= observation.episode < _COUNT_LIMIT
             and (delay is None or (type(delay) is int and 0 <= delay <= MAX_DELAY_STEPS))
             and observation.task == self._known_task
+            and observation.prefix is None
+            and not self._wants_prefix
             and (self._is_intact(observation) if loaned else self._fits(observation))
         ):
             self._look_again(observation)
@@ -283,7 +294,7 @@ class Transport(ABC):
     def _connect(self, spec: SessionSpec) -> str:
         """Handshake and policy set-up. On an exception `close` follows.
 
-        A backend that carries a history sets ``_n_obs_steps``.
+        A backend that carries a history sets ``_n_obs_steps``, one that carries the robot's actions ``_prefix``.
 
         Returns:
             What the server says that it serves; empty where it says nothing.
@@ -374,6 +385,7 @@ class Transport(ABC):
             if not self._is_intact(observation):
                 raise LoanError("a loaned observation is filled in place: its arrays must not be replaced by others")
             observation.check_scalars()
+        observation.check_prefix(self._prefix, spec.action_dim)
         if observation.timestep < self._last_sent_timestep:
             raise InvalidMessageError(
                 f"timesteps must not decrease: {observation.timestep} after {self._last_sent_timestep}"

@@ -93,18 +93,21 @@ class SessionHost:
             if not self._finished:  # Once it has, a listener may have taken its bell down.
                 self._inbox.bell.ring()
 
-    def describe(self, spec: SessionSpec, *, carries_history: bool = False) -> PolicyNeeds:
+    def describe(
+        self, spec: SessionSpec, *, carries_history: bool = False, carries_prefix: bool = False
+    ) -> PolicyNeeds:
         """What the policy says of itself and of such a session, which satisfies it.
 
         Args:
             spec: What the client asks for.
             carries_history: Whether the transport carries what was observed at the steps before, too.
+            carries_prefix: Whether it carries the robot's own actions.
 
         Raises:
             SetupRefusedError: The policy will not serve it, or the session does not bring what the policy needs.
         """
         needs = self.needs_of(spec)
-        needs.check(spec, carries_history=carries_history)
+        needs.check(spec, carries_history=carries_history, carries_prefix=carries_prefix)
         return needs
 
     def needs_of(self, spec: SessionSpec) -> PolicyNeeds:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from async_delta_inference.errors import InvalidMessageError, ProtocolError
+from async_delta_inference.transport.action_prefix import ActionPrefix, PrefixLimits
 from async_delta_inference.transport.finite import is_finite
 from async_delta_inference.transport.policy_options import PolicyOptions
 
@@ -183,6 +184,8 @@ class Observation:
             one, see `PolicyNeeds.n_obs_steps`. Where there were fewer, the episode's first observation is repeated.
         inference_delay: Steps from this observation to its answer taking effect, as the client expects it; None: not
             known. LeRobot's gRPC protocol cannot carry it.
+        prefix: What the robot did and is about to do, where the policy wants to be told, see `PolicyNeeds.prefix`; else
+            None.
     """
 
     images: dict[str, NDArray[np.uint8]]
@@ -194,6 +197,7 @@ class Observation:
     timestamp_s: float = 0.0
     history: tuple[PastObservation, ...] = ()
     inference_delay: int | None = None
+    prefix: ActionPrefix | None = None
     loan: object | None = field(default=None, repr=False)
     """The transport that loaned the arrays, set by it alone; None for the caller's own."""
 
@@ -216,6 +220,8 @@ class Observation:
             seen.state.setflags(write=False)
             for image in seen.images.values():
                 image.setflags(write=False)
+        if self.prefix is not None:
+            self.prefix.make_read_only()
 
     def copy(self) -> Observation:
         """A deep copy: shares no memory with this one."""
@@ -229,7 +235,22 @@ class Observation:
             timestamp_s=self.timestamp_s,
             history=tuple(past.copy() for past in self.history),
             inference_delay=self.inference_delay,
+            prefix=None if self.prefix is None else self.prefix.copy(),
         )
+
+    def check_prefix(self, limits: PrefixLimits, action_dim: int) -> None:
+        """Refuse a prefix that was not agreed, or none where one was.
+
+        Raises:
+            InvalidMessageError: It says what is wrong.
+        """
+        if not limits:
+            if self.prefix is not None:
+                raise InvalidMessageError("the policy does not ask for the robot's actions: leave the prefix out")
+        elif type(self.prefix) is not ActionPrefix:
+            raise InvalidMessageError("the policy wants to be told of the robot's actions: give a prefix")
+        else:
+            self.prefix.check(limits, action_dim)
 
     def check(self, features: ObservationFeatures, n_obs_steps: int = 1) -> None:
         """Refuse what does not fit the schema.

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from async_delta_inference.errors import ConfigError, PolicyError, SetupRefusedError
+from async_delta_inference.transport.action_prefix import NO_PREFIX, PrefixLimits
 from async_delta_inference.transport.failures import PolicyFailures
 from async_delta_inference.transport.messages import Observation, SessionSpec
 
@@ -68,6 +69,7 @@ class PolicyNeeds:
         state_dim: Length of the state.
         action_dim: Length of an action.
         n_obs_steps: How many successive observations one inference looks at, see `Observation.history`.
+        prefix: How many of the robot's own actions it wants to be told of, see `Observation.prefix`; none by default.
     """
 
     description: str
@@ -75,13 +77,15 @@ class PolicyNeeds:
     state_dim: int | None = None
     action_dim: int | None = None
     n_obs_steps: int = 1
+    prefix: PrefixLimits = NO_PREFIX
 
-    def check(self, spec: SessionSpec, *, carries_history: bool = False) -> None:
+    def check(self, spec: SessionSpec, *, carries_history: bool = False, carries_prefix: bool = False) -> None:
         """Refuse a session that cannot bring this.
 
         Args:
             spec: The session's.
             carries_history: Whether its transport carries more than one observation at a time.
+            carries_prefix: Whether it carries the robot's own actions.
 
         Raises:
             SetupRefusedError: The message names both sides.
@@ -111,6 +115,11 @@ class PolicyNeeds:
             raise SetupRefusedError(
                 f"the policy {self.description} looks at {self.n_obs_steps} successive observations at once, and this "
                 "transport carries one at a time: use shm"
+            )
+        if self.prefix and not carries_prefix:
+            raise SetupRefusedError(
+                f"the policy {self.description} wants to be told of the robot's own actions, which this transport does "
+                "not carry: use shm, or gRPC in our own dialect (--grpc.dialect=native)"
             )
 
 

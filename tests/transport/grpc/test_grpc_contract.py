@@ -9,6 +9,7 @@ from async_delta_inference.transport.testing import TransportContract
 class TestNativeContract(TransportContract):
     scheme = "grpc"
     carries_history = True
+    carries_prefix = True
     carries_delay = True
     absent_uri = "grpc://127.0.0.1:1"
 

@@ -8,5 +8,6 @@ from async_delta_inference.transport.testing import TransportContract
 class TestInprocContract(TransportContract):
     scheme = "inproc"
     carries_history = True
+    carries_prefix = True
     carries_delay = True
     absent_uri = "inproc://nobody-is-here"

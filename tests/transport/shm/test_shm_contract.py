@@ -11,5 +11,6 @@ from async_delta_inference.transport.testing import TransportContract
 class TestShmContract(TransportContract):
     scheme = "shm"
     carries_history = True
+    carries_prefix = True
     carries_delay = True
     absent_uri = "shm://nobody-is-here"

@@ -86,6 +86,10 @@ class ActionQueue:
             self._actions = incoming
         return Merge(min(stale, len(chunk)), overlap, appended)
 
+    def upcoming(self, most: int) -> NDArray[np.float32]:
+        """What is queued for the next timesteps, not taken: float32 (n, A) with n <= most."""
+        return self._actions[:most]
+
     def pop(self) -> NDArray[np.float32]:
         """Take the action of ``next_timestep``: float32 (A,). The queue must not be empty."""
         action: NDArray[np.float32] = self._actions[0]

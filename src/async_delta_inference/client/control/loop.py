@@ -20,6 +20,7 @@ from async_delta_inference.client.control.clock import Clock
 from async_delta_inference.client.control.device import device_converter
 from async_delta_inference.client.control.history import ObservationHistory
 from async_delta_inference.client.control.options import ControlOptions
+from async_delta_inference.client.control.robot_actions import RobotActions
 from async_delta_inference.client.environments.base import Environment
 from async_delta_inference.client.environments.episode import EpisodeSpec
 from async_delta_inference.client.environments.global_randomness import global_generators_of
@@ -79,6 +80,7 @@ class ControlLoop:
         self._running = running
         self._to_device = device_converter(options.client_device)
         self._history = ObservationHistory(transport.n_obs_steps)
+        self._robot_actions = RobotActions(transport.prefix, queue)
         self._episode_number = -1
         self._first_timestep = 0
         self._request: _Request | None = None
@@ -128,6 +130,7 @@ class ControlLoop:
         started_s = time.perf_counter()
         self._clock.start_episode(spec)
         self._history.start_episode()
+        self._robot_actions.start_episode()
         frame = True
         for step in range(environment.max_episode_steps):
             self._merge_due(step)
@@ -144,6 +147,7 @@ class ControlLoop:
             action = self._next_action(environment)
             steps.states.append(environment.state())
             steps.actions.append(action)
+            self._robot_actions.note(action)
             self._observer.acting(action, steps.queue_sizes[-1])
             frame = options.render == "always" or self._will_want_frame(step + 1)
             outcome = environment.step(self._to_device(action), render=frame)
@@ -179,6 +183,7 @@ class ControlLoop:
         try:
             environment.write_observation(observation)
             self._history.write_to(observation)
+            self._robot_actions.write_to(observation)
             observation.timestep = self._queue.next_timestep
             observation.task = instruction
             observation.must_go = self._options.must_go == "always" or not len(self._queue)

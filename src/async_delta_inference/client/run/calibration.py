@@ -7,6 +7,7 @@ import time
 
 from async_delta_inference.client.control.action_queue import ActionQueue
 from async_delta_inference.client.control.chunk_source import ChunkSource
+from async_delta_inference.client.control.robot_actions import RobotActions
 from async_delta_inference.client.record.delays import delay_in_steps
 from async_delta_inference.errors import TransportTimeout
 from async_delta_inference.transport import Transport
@@ -42,6 +43,7 @@ def measure_inference_delay(
             seen.state[:] = 0
             for image in seen.images.values():
                 image[:] = 128
+        RobotActions(transport.prefix, queue).write_to(observation)
         observation.timestep = queue.next_timestep
         observation.episode = _EPISODE
         observation.task = task

@@ -17,14 +17,14 @@ REFUSED_TYPES = {
 }
 """Policies that a client which asks for chunks cannot give what they need, and why."""
 
-_CHUNK_TYPES = frozenset({"act", "smolvla", "pi0", "pi05", "groot"})
+_CHUNK_TYPES = frozenset({"act", "act_smooth", "smolvla", "pi0", "pi05", "groot"})
 """Policies whose ``predict_action_chunk`` needs one observation and remembers nothing."""
 
 FORGETFUL_TYPES = frozenset({"act", "smolvla"})
 """Policies of these that keep nothing of an image once they have answered, which tests show: they may get the same
 memory for every frame."""
 
-_NOISELESS_TYPES = frozenset({"act"})
+_NOISELESS_TYPES = frozenset({"act", "act_smooth"})
 """Policies that draw no random numbers when they act."""
 
 _ACTION, _IMAGES = "action", "observation.images"

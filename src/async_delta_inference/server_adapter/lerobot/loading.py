@@ -20,6 +20,7 @@ from async_delta_inference.server_adapter.lerobot.checkpoint import PolicyIdenti
 from async_delta_inference.server_adapter.lerobot.episode_state import PolicyMemory
 from async_delta_inference.server_adapter.lerobot.noise import RandomState, kept_random_state, random_state
 from async_delta_inference.server_adapter.lerobot.old_processors import rebuilt_processors
+from async_delta_inference.transport.action_prefix import PrefixLimits
 
 __all__ = ["LoadedPolicy"]
 
@@ -51,6 +52,7 @@ class LoadedPolicy:
             self.config: Any = self.policy.config
             self.preprocessor, self.postprocessor = self._make_processors()
         self.memory = PolicyMemory(self.policy)
+        self.prefix = PrefixLimits(*described.prefix_lengths)
         self.device = torch.device(self.config.device)
 
     def stream(self, seed: int) -> RandomState:

@@ -12,6 +12,7 @@ from async_delta_inference.server_adapter.lerobot.batches import answer_together
 from async_delta_inference.server_adapter.lerobot.checkpoint import PolicyIdentity, checkpoint_config
 from async_delta_inference.server_adapter.lerobot.loading import LoadedPolicy
 from async_delta_inference.server_adapter.lerobot.session import LeRobotSession, Surroundings
+from async_delta_inference.transport.action_prefix import PrefixLimits
 from async_delta_inference.transport.failures import PolicyFailures
 from async_delta_inference.transport.finite import is_finite
 from async_delta_inference.transport.messages import Observation, SessionSpec
@@ -55,6 +56,7 @@ class LeRobotPolicy:
             f"{policy_type} from {spec.pretrained_name_or_path}",
             action_dim=described.action_dim,
             n_obs_steps=described.n_obs_steps,
+            prefix=PrefixLimits(*described.prefix_lengths),
         )
 
     def open(self, spec: SessionSpec) -> LeRobotSession:
@@ -64,7 +66,7 @@ class LeRobotPolicy:
             SetupRefusedError: Sessions with another policy are open, the policy cannot be loaded, or it cannot take
                 what the session observes; the message says which.
         """
-        self.describe(spec).check(spec, carries_history=True)
+        self.describe(spec).check(spec, carries_history=True, carries_prefix=True)
         described, policy_type = _described(spec)
         wanted = PolicyIdentity.of(spec, policy_type)
         if self._loaded is None or wanted != self._loaded.identity:
@@ -162,6 +164,8 @@ def _fault_of(observation: Observation) -> PolicyError | None:
     for seen in observation.steps() if observation.history else (observation,):
         if not is_finite(seen.state.tobytes()):
             return PolicyError(f"the state of timestep {observation.timestep} is not finite", observation.timestep)
+    if (told := observation.prefix) is not None and not is_finite(told.rows().tobytes()):
+        return PolicyError(f"the actions before timestep {observation.timestep} are not finite", observation.timestep)
     return None
 
 

@@ -18,6 +18,7 @@ from async_delta_inference.input_names import InputNames, input_names
 from async_delta_inference.server_adapter.image_tables import PIXELWISE_STEPS, image_tables
 from async_delta_inference.server_adapter.lerobot.asking import FORGETFUL_TYPES, Way
 from async_delta_inference.server_adapter.lerobot.chunking import RealTimeChunking
+from async_delta_inference.server_adapter.lerobot.continuing import Continuing
 from async_delta_inference.server_adapter.lerobot.loading import LoadedPolicy
 from async_delta_inference.server_adapter.lerobot.noise import (
     NoiseSource,
@@ -28,6 +29,7 @@ from async_delta_inference.server_adapter.lerobot.noise import (
 from async_delta_inference.server_adapter.processors import ELEMENTWISE_STEPS, Postprocessor, Preprocessor
 from async_delta_inference.server_adapter.similarity import SimilarityFilter
 from async_delta_inference.server_adapter.tensors import Preparation
+from async_delta_inference.transport.action_prefix import ActionPrefix
 from async_delta_inference.transport.messages import Observation, SessionSpec
 from async_delta_inference.transport.policy import EpisodeStart
 
@@ -120,6 +122,7 @@ class LeRobotSession:
         self._first_timestep: int | None = None
         self._filter = SimilarityFilter()
         self._chunking = RealTimeChunking(loaded, spec.options.rtc) if spec.options.rtc.enabled else None
+        self._continuing = Continuing(loaded, spec) if loaded.prefix else None
 
     def reset(self, episode: EpisodeStart) -> None:
         """Forget the last episode, of this session alone where the policy remembers anything."""
@@ -178,16 +181,22 @@ class LeRobotSession:
             prepare(past, task) for past in observation.history[len(observation.history) + 1 - self.n_obs_steps :]
         ]
         prepared.append(prepare(observation, task))
+        told: dict[str, Any] = {}
+        if self._continuing is not None:
+            self._continuing.add_to(told, observation)
         release()
         if recorder is not None:
             recorder.mark(stages.PREPARE, timestep)
         batches = [self.around.preprocess(batch, finished) for batch, finished in prepared]
+        batches[-1].update(told)
         self._filter.remember(state)
         return batches
 
     def finish(self, observation: Observation, chunk: torch.Tensor) -> NDArray[np.float32]:
         """The policy's chunk (1, n, A) as actions (n, A)."""
         actions = self.around.postprocess(chunk)
+        if self._continuing is not None:
+            actions = self._continuing.continued(actions, self.spec.actions_per_chunk)
         if (recorder := stages.recorder) is not None:
             recorder.mark(stages.POSTPROCESS, observation.timestep)
         return actions
@@ -220,6 +229,7 @@ class LeRobotSession:
         """
         observation = Observation.empty(self.spec.features, self.n_obs_steps)
         observation.inference_delay = 0
+        observation.prefix = ActionPrefix.empty(self.spec.action_dim) if self._loaded.prefix else None
         for seen in observation.steps():
             seen.state[:] = 0
             for image in seen.images.values():

@@ -9,6 +9,7 @@ from typing import Any
 import msgpack
 
 from async_delta_inference.errors import InvalidMessageError, ProtocolError, SetupRefusedError
+from async_delta_inference.transport.action_prefix import NO_PREFIX, PrefixLimits
 from async_delta_inference.transport.grpc import native
 from async_delta_inference.transport.link_options import IMAGE_ENCODINGS
 from async_delta_inference.transport.messages import ObservationFeatures, SessionSpec
@@ -67,12 +68,14 @@ class Ready:
         n_obs_steps: Observations that the policy looks at.
         resumed: Whether it is the session that the client had.
         received: Number of its newest observation that arrived.
+        prefix: How many of the robot's own actions the policy wants to be told of.
     """
 
     description: str
     n_obs_steps: int = 1
     resumed: bool = False
     received: int = 0
+    prefix: PrefixLimits = NO_PREFIX
 
 
 @dataclass(frozen=True)
@@ -178,6 +181,7 @@ def ready(fields: Ready) -> bytes:
     message.ready.description = native.sayable(fields.description)
     message.ready.n_obs_steps = fields.n_obs_steps
     message.ready.resumed, message.ready.received = fields.resumed, fields.received
+    message.ready.executed_actions, message.ready.committed_actions = fields.prefix.executed, fields.prefix.committed
     return _bytes_of(message)
 
 
@@ -214,7 +218,11 @@ def read_ready(message: Any) -> Ready | Bye:
     fields = message.ready
     if not 1 <= fields.n_obs_steps <= MAX_OBS_STEPS:
         raise ProtocolError(f"the server's policy looks at {fields.n_obs_steps} observations at once")
-    return Ready(fields.description[: native.MAX_REASON], fields.n_obs_steps, fields.resumed, fields.received)
+    try:
+        prefix = PrefixLimits(fields.executed_actions, fields.committed_actions)
+    except InvalidMessageError as exc:
+        raise ProtocolError(f"the server's policy cannot be: {exc}") from exc
+    return Ready(fields.description[: native.MAX_REASON], fields.n_obs_steps, fields.resumed, fields.received, prefix)
 
 
 def goodbye_of(message: Any) -> Bye:

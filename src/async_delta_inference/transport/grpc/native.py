@@ -71,6 +71,8 @@ MESSAGES: dict[str, Fields] = {
         "n_obs_steps": (2, "uint32"),
         "resumed": (3, "bool"),
         "received": (4, "uint64"),
+        "executed_actions": (5, "uint32"),
+        "committed_actions": (6, "uint32"),
     },
     "Refused": {"reason": (1, "string")},
     "Bye": {"reason": (1, "string"), "is_final": (2, "bool")},
@@ -85,6 +87,8 @@ MESSAGES: dict[str, Fields] = {
         "array_bytes": (8, "uint64"),
         "delay": (9, "uint32"),
         "received": (10, "uint64"),
+        "executed_rows": (12, "uint32"),
+        "prefix": (13, "bytes"),
         "arrays": (15, "bytes"),
     },
     "Chunk": {

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from async_delta_inference.errors import InvalidMessageError, ProtocolError
+from async_delta_inference.transport.action_prefix import NO_PREFIX, ActionPrefix, PrefixLimits
 from async_delta_inference.transport.grpc import image_codecs, native
 from async_delta_inference.transport.messages import Observation, ObservationFeatures, PastObservation
 
@@ -51,6 +52,9 @@ class Packed:
         fields.timestamp_s, fields.must_go, fields.task = observation.timestamp_s, must_go, observation.task
         if observation.inference_delay is not None:
             fields.delay = observation.inference_delay + 1
+        if observation.prefix is not None:
+            fields.executed_rows = len(observation.prefix.executed)
+            fields.prefix = observation.prefix.rows().tobytes()
         steps = observation.steps()
         states: list[Any] = [step.state for step in steps]
         images: list[Any] = [step.images[name] for step in steps for name, _ in features.image_shapes]
@@ -96,12 +100,23 @@ class Assembly:
         features: What was agreed.
         n_obs_steps: How many observations one message holds.
         image_encoding: How images come.
+        prefix: Most of the robot's own actions that one message holds.
+        action_dim: Length of an action.
     """
 
-    def __init__(self, features: ObservationFeatures, n_obs_steps: int, image_encoding: str) -> None:
+    def __init__(
+        self,
+        features: ObservationFeatures,
+        n_obs_steps: int,
+        image_encoding: str,
+        prefix: PrefixLimits | None = None,
+        action_dim: int = 1,
+    ) -> None:
         self._features = features
         self._n_obs_steps = n_obs_steps
         self._encoding = image_encoding
+        self._prefix = prefix or NO_PREFIX
+        self._row_bytes = 4 * action_dim
         self._shapes = [shape for _, shape in features.image_shapes] * n_obs_steps
         self._raw_bytes = n_obs_steps * native.step_bytes(features)
         self._states_bytes = n_obs_steps * 4 * features.state_dim
@@ -168,6 +183,7 @@ class Assembly:
                 f"the client sent an observation of {fields.array_bytes} bytes; agreed were {self._raw_bytes} "
                 f"({self._encoding})"
             )
+        self._check_prefix(fields)
         self._fields, self._missing = fields, expected
 
     def _observation(self, fields: Any, arrays: bytes | memoryview) -> Observation:
@@ -189,6 +205,7 @@ class Assembly:
             fields.timestamp_s,
             tuple(history),
             fields.delay - 1 if fields.delay else None,
+            self._prefix_of(fields),
         )
         observation.make_read_only()
         try:
@@ -196,6 +213,24 @@ class Assembly:
         except InvalidMessageError as exc:
             raise ProtocolError(f"the client sent an observation that does not fit: {exc}") from exc
         return observation
+
+    def _prefix_of(self, fields: Any) -> ActionPrefix | None:
+        """The robot's own actions, whose number was looked at; None where none were agreed."""
+        if not self._prefix:
+            return None
+        # A copy: it may lie at any address.
+        rows = np.frombuffer(fields.prefix, np.float32).copy().reshape(-1, self._row_bytes // 4)
+        return ActionPrefix.of_rows(rows, fields.executed_rows)
+
+    def _check_prefix(self, fields: Any) -> None:
+        rows, rest = divmod(len(fields.prefix), self._row_bytes)
+        executed = fields.executed_rows
+        if rest or executed > min(rows, self._prefix.executed) or rows - executed > self._prefix.committed:
+            raise ProtocolError(
+                f"the client sent {len(fields.prefix)} bytes of actions, {executed} of them executed; agreed were at "
+                f"most {self._prefix.executed} executed ones and {self._prefix.committed} others of {self._row_bytes} "
+                "bytes"
+            )
 
     def _images(self, fields: Any, arrays: bytes | memoryview) -> list[NDArray[np.uint8]]:
         offset = self._states_bytes

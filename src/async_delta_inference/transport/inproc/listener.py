@@ -60,7 +60,7 @@ class InprocListener(Listener):
         Raises:
             SetupRefusedError: The policy will not serve it, or all seats are taken.
         """
-        needs = self.host.describe(spec, carries_history=True)
+        needs = self.host.describe(spec, carries_history=True, carries_prefix=True)
         session = MailboxSession(spec, f"session {next(self._numbers)} of this process", self.host.ring)
         self.host.reserve(session, needs)
         self.host.enter(session)

@@ -39,7 +39,7 @@ class InprocTransport(Transport):
                 f"the server at inproc://{self.address} did not load the policy within "
                 f"{self.options.setup_timeout_s:g} s"
             )
-        self._n_obs_steps = needs.n_obs_steps
+        self._n_obs_steps, self._prefix = needs.n_obs_steps, needs.prefix
         return needs.description
 
     def _send(self, observation: Observation) -> None:
@@ -81,4 +81,6 @@ def _handed_over(observation: Observation) -> Observation:
         timestamp_s=observation.timestamp_s,
         history=observation.history,
         inference_delay=observation.inference_delay,
+        # The client's own, even in a loan.
+        prefix=None if observation.prefix is None else observation.prefix.copy(),
     )

@@ -47,6 +47,9 @@ class ContractBase:
     """Whether an observation may bring what was observed at the steps before. If not, a policy that looks at several is
     refused."""
 
+    carries_prefix: ClassVar[bool] = False
+    """Whether an observation may bring the robot's own actions. If not, a policy that wants them is refused."""
+
     carries_delay: ClassVar[bool] = False
     """Whether an observation may say when its answer is expected to take effect. If not, a policy knows of none."""
 

@@ -7,12 +7,13 @@ from async_delta_inference.transport.testing.history import HistoryCases
 from async_delta_inference.transport.testing.lifetime import LifetimeCases
 from async_delta_inference.transport.testing.loans import LoanCases
 from async_delta_inference.transport.testing.policies import PolicyCases
+from async_delta_inference.transport.testing.prefixes import PrefixCases
 from async_delta_inference.transport.testing.sessions import SessionCases
 
 __all__ = ["TransportContract"]
 
 
-class TransportContract(ExchangeCases, HistoryCases, LoanCases, LifetimeCases, PolicyCases, SessionCases):
+class TransportContract(ExchangeCases, HistoryCases, PrefixCases, LoanCases, LifetimeCases, PolicyCases, SessionCases):
     """Every transport's tests. A backend has one subclass, and no test of it may be muted.
 
     ::

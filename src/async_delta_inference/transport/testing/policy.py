@@ -34,6 +34,7 @@ class SessionRecord:
         events: ``("reset", episode, task)`` and ``("infer", timestep, episode)``.
         histories: The timesteps of every observation's history.
         delays: The inference delay of every observation.
+        prefixes: Of every observation that has them, the executed and the committed actions.
         client: The number that the client wrote into the state; None before its first observation.
         closed: How often the session was closed.
     """
@@ -42,6 +43,7 @@ class SessionRecord:
     events: list[tuple[str | int, ...]] = field(default_factory=list)
     histories: list[list[int]] = field(default_factory=list)
     delays: list[int | None] = field(default_factory=list)
+    prefixes: list[list[list[list[float]]]] = field(default_factory=list)
     client: int | None = None
     closed: int = 0
 
@@ -136,6 +138,8 @@ class ScriptedPolicy:
             record.client = client
             record.events.append(("infer", timestep, observation.episode))
             record.delays.append(observation.inference_delay)
+            if (told := observation.prefix) is not None:
+                record.prefixes.append([told.executed.tolist(), told.committed.tolist()])
             record.histories.append([_sender(Observation(past.images, past.state))[1] for past in observation.history])
         self._gate.wait()
         if None in self._failures:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import grpc
 
 from async_delta_inference.errors import ConfigError, PolicyError
+from async_delta_inference.transport.action_prefix import NO_PREFIX
 from async_delta_inference.transport.addresses import is_loopback
 from async_delta_inference.transport.deadlines import TransportOptions
 from async_delta_inference.transport.grpc import extras
@@ -67,6 +68,9 @@ class Link(ABC):
 
     n_obs_steps = 1
     """Observations that the policy looks at, once connected."""
+
+    prefix = NO_PREFIX
+    """How many of the robot's own actions it wants to be told of, once connected."""
 
     def __init__(self, owner: Owner) -> None:
         self._owner = owner

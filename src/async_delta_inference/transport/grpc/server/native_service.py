@@ -17,6 +17,7 @@ import grpc
 from async_delta_inference.errors import InvalidMessageError, PeerGoneError, ProtocolError, SetupRefusedError
 from async_delta_inference.transport.addresses import is_loopback
 from async_delta_inference.transport.grpc import greeting, native
+from async_delta_inference.transport.grpc.observations import PIECE_BYTES
 from async_delta_inference.transport.grpc.server.native_session import NativeSession, goodbye
 from async_delta_inference.transport.grpc.server.silences import Silences
 from async_delta_inference.transport.host import SessionHost
@@ -102,12 +103,18 @@ class NativeService:
         if hello.resumes and known is not None and known.attach(hello, context):
             self._watch(known, context)
             needs = known.needs
-            return known, greeting.Ready(needs.description, needs.n_obs_steps, resumed=True, received=known.received)
+            return known, greeting.Ready(
+                needs.description, needs.n_obs_steps, resumed=True, received=known.received, prefix=needs.prefix
+            )
         if known is not None:
             self._leave(known, "its client began anew")
-        needs = self._host.describe(hello.spec, carries_history=True)
+        needs = self._host.describe(hello.spec, carries_history=True, carries_prefix=True)
         if needs.n_obs_steps * native.step_bytes(hello.spec.features) > greeting.MAX_OBSERVATION_BYTES:
             raise SetupRefusedError(f"{needs.n_obs_steps} observations at once are more than the server takes")
+        if needs.prefix.bytes(hello.spec.action_dim) > PIECE_BYTES:
+            raise SetupRefusedError(
+                f"{needs.prefix.rows} actions before each observation are more than a message holds"
+            )
         session = NativeSession(hello, needs, self._host.ring, context)
         self._host.reserve(session, needs)
         with self._lock:
@@ -119,7 +126,7 @@ class NativeService:
         except SetupRefusedError:
             self._leave(session, "its policy could not be opened")
             raise
-        return session, greeting.Ready(needs.description, needs.n_obs_steps)
+        return session, greeting.Ready(needs.description, needs.n_obs_steps, prefix=needs.prefix)
 
     # Ending.
 

@@ -149,7 +149,8 @@ class NativeSession(MailboxSession):
             self._timer = None
 
     def _new_assembly(self) -> Assembly:
-        return Assembly(self.spec.features, self.needs.n_obs_steps, self.hello.image_encoding)
+        needs, spec = self.needs, self.spec
+        return Assembly(spec.features, needs.n_obs_steps, self.hello.image_encoding, needs.prefix, spec.action_dim)
 
 
 def goodbye(session: NativeSession, gone: PeerGoneError) -> bytes:

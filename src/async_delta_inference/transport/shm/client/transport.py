@@ -97,6 +97,7 @@ class ShmTransport(Transport):
         self._row_bytes = 4 * segment.layout.chunk_shape[1]
         self._tasks = segment.tasks
         self._n_obs_steps = segment.layout.n_obs_steps
+        self._prefix, self._prefixes = segment.layout.prefix, segment.prefixes
         self._slots = [(o.state, tuple(o.images.items())) for o in segment.observations]
         self._histories = [o.history for o in segment.observations]
         self._task, self._task_number, self._task_bytes = "", 0, 0
@@ -123,6 +124,7 @@ class ShmTransport(Transport):
                 self._reader,
                 self._slots,
                 self._histories,
+                self._prefixes,
                 self._tasks,
                 self._action_bytes,
                 self._actions_ready,
@@ -162,6 +164,8 @@ class ShmTransport(Transport):
                     _copy_history(observation.history, self._histories[slot])
             else:
                 slot, self._loan_slot = self._loan_slot, -1
+            if observation.prefix is not None:
+                self._prefixes[slot].write(observation.prefix)
             if observation.task != self._task or self._slot_task_numbers[slot] != self._task_number:
                 self._write_task(slot, observation.task)
             if stages.recorder is not None:

@@ -237,8 +237,8 @@ class ShmListener(Listener):
             self._silent.pop(connection, None)
         hello = handshake.Hello.from_message(message)
         self._limits.check(hello.spec)
-        needs = self.host.describe(hello.spec, carries_history=True)
-        layout = SegmentLayout.of_session(hello.spec, *self._slots, needs.n_obs_steps)
+        needs = self.host.describe(hello.spec, carries_history=True, carries_prefix=True)
+        layout = SegmentLayout.of_session(hello.spec, *self._slots, needs.n_obs_steps, needs.prefix)
         if layout.segment_bytes > self._limits.max_segment_bytes:
             raise SetupRefusedError(
                 f"a session would need {layout.segment_bytes / 1e6:.0f} MB, "

@@ -73,6 +73,7 @@ class ShmSession(ServedSession):
         self._writer = segment.action_writer()
         # Read-only for the policy: the slot is the client's memory. The arrays are made once, the scalars per message.
         self._observations = [_read_only(observation) for observation in segment.observations]
+        self._prefixes = segment.prefixes
 
     # Observations.
 
@@ -102,6 +103,8 @@ class ShmSession(ServedSession):
         observation.must_go = bool(flags & MUST_GO_FLAG)
         observation.inference_delay = (flags >> DELAY_SHIFT) - 1 if flags >> DELAY_SHIFT else None
         observation.task = self._task
+        if self._prefixes:
+            observation.prefix = self._prefixes[slot].read()
         return observation
 
     def release(self) -> None:  # noqa: D102

@@ -21,6 +21,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from async_delta_inference.errors import InvalidMessageError, PeerGoneError, ProtocolError, SetupRefusedError
+from async_delta_inference.transport.action_prefix import PrefixLimits
 from async_delta_inference.transport.messages import MAX_TASK_BYTES, ObservationFeatures, SessionSpec
 from async_delta_inference.transport.policy_options import PolicyOptions
 from async_delta_inference.transport.shm.shared.fields import Fields
@@ -43,7 +44,7 @@ __all__ = [
 Message = Mapping[str, Any]
 
 PROTOCOL = "async-delta-shm"
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 ATTACHED: Message = {"kind": "attached"}
 
 SCALARS = [
@@ -139,6 +140,8 @@ def offer(layout: SegmentLayout) -> Message:
         "observation_slots": layout.observation_slots,
         "action_slots": layout.action_slots,
         "n_obs_steps": layout.n_obs_steps,
+        "executed_actions": layout.prefix.executed,
+        "committed_actions": layout.prefix.committed,
         "max_task_bytes": MAX_TASK_BYTES,
         "max_error_bytes": MAX_ERROR_BYTES,
     }
@@ -154,11 +157,16 @@ def read_offer(message: Message, spec: SessionSpec) -> SegmentLayout:
     check_kind(message, "offer")
     limits = {"max_task_bytes": MAX_TASK_BYTES, "max_error_bytes": MAX_ERROR_BYTES}
     sizes = {"segment_bytes", "observation_slots", "action_slots", "n_obs_steps"}
+    sizes |= {"executed_actions", "committed_actions"}
     fields = Fields(message, "offer", {"pid", *sizes, *limits})
     theirs = {name: fields.integer(name, 0, _MAX_SIZE) for name in sizes | limits.keys()}
     try:
         layout = SegmentLayout.of_session(
-            spec, theirs["observation_slots"], theirs["action_slots"], theirs["n_obs_steps"]
+            spec,
+            theirs["observation_slots"],
+            theirs["action_slots"],
+            theirs["n_obs_steps"],
+            PrefixLimits(theirs["executed_actions"], theirs["committed_actions"]),
         )
     except InvalidMessageError as exc:
         raise SetupRefusedError(f"the server offers a segment that cannot be: {exc}") from exc

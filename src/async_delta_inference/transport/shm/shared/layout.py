@@ -6,7 +6,8 @@
     120                   advice: 1 while the server asks the client to ring its bell, else 0
     128                   observation records, one cache line each: timestep, episode, ..., and the slot's number
     ...                   action records, one cache line each
-    page boundary         observation slots, each on a page boundary: state, images, the same of each step before, task
+    page boundary         observation slots, each on a page boundary: state, images, the same of each step before, the
+                          robot's own actions where the policy wants to be told of them, task
     page boundary         action slots, each on a cache line: float32 rows, or the UTF-8 text of an error
 
 The layout is written out byte by byte in ``docs/design/shm.md``.
@@ -18,6 +19,7 @@ import struct
 from dataclasses import dataclass, field
 
 from async_delta_inference.errors import InvalidMessageError
+from async_delta_inference.transport.action_prefix import NO_PREFIX, PrefixLimits
 from async_delta_inference.transport.messages import MAX_TASK_BYTES, ObservationFeatures, SessionSpec
 
 __all__ = [
@@ -28,6 +30,7 @@ __all__ = [
     "FILTERED_KIND",
     "MUST_GO_FLAG",
     "OBSERVATION_RECORD",
+    "PREFIX_COUNTS",
     "RECORD_STRIDE",
     "SEGMENT_HEADER",
     "SegmentLayout",
@@ -35,7 +38,7 @@ __all__ = [
 ]
 
 MAGIC = b"ADI-shm\n"
-LAYOUT_VERSION = 2
+LAYOUT_VERSION = 3
 
 SEGMENT_HEADER = struct.Struct("@8sIIQIIQQQQ")
 """magic, version, header size, segment size, observation slots, action slots, size of an observation slot, size of an
@@ -50,6 +53,9 @@ OBSERVATION_RECORD = struct.Struct("@QQQdIIII")
 
 ACTION_RECORD = struct.Struct("@QQdQIII")
 """sequence (from 1), timestep, timestamp_s, published_ns (monotonic), kind, rows, bytes of text."""
+
+PREFIX_COUNTS = struct.Struct("@II")
+"""Before the robot's own actions in a slot: how many of them are executed, and how many are to come; float32 rows."""
 
 MUST_GO_FLAG = 1
 DELAY_SHIFT = 1
@@ -122,6 +128,7 @@ class SegmentLayout:
         observation_slots: At least 4: one being read, one unread, one loaned, one being written.
         action_slots: Chunks that may wait for the client; even.
         n_obs_steps: Successive observations in a slot: the newest first, then those before it, the oldest first.
+        prefix: Most of the robot's own actions in a slot.
     """
 
     features: ObservationFeatures
@@ -129,9 +136,11 @@ class SegmentLayout:
     observation_slots: int = 4
     action_slots: int = 32
     n_obs_steps: int = 1
+    prefix: PrefixLimits = NO_PREFIX
 
     image_offsets: dict[str, int] = field(init=False, compare=False)
     step_bytes: int = field(init=False)
+    prefix_offset: int = field(init=False)
     task_offset: int = field(init=False)
     observation_slot_bytes: int = field(init=False)
     action_slot_bytes: int = field(init=False)
@@ -158,7 +167,10 @@ class SegmentLayout:
             end = _align(end + height * width * channels, RECORD_STRIDE)
         rows, columns = self.chunk_shape
         values: dict[str, object] = {"image_offsets": image_offsets, "step_bytes": end}
-        values["task_offset"] = end = end * self.n_obs_steps
+        values["prefix_offset"] = end = end * self.n_obs_steps
+        if self.prefix:
+            end = _align(end + PREFIX_COUNTS.size + self.prefix.bytes(columns), RECORD_STRIDE)
+        values["task_offset"] = end
         values["observation_slot_bytes"] = observation_bytes = _align(end + MAX_TASK_BYTES, _PAGE_BYTES)
         values["action_slot_bytes"] = action_bytes = _align(max(rows * columns * 4, MAX_ERROR_BYTES), RECORD_STRIDE)
         offset = RECORD_STRIDE * 2
@@ -175,11 +187,16 @@ class SegmentLayout:
 
     @classmethod
     def of_session(
-        cls, spec: SessionSpec, observation_slots: int = 4, action_slots: int = 32, n_obs_steps: int = 1
+        cls,
+        spec: SessionSpec,
+        observation_slots: int = 4,
+        action_slots: int = 32,
+        n_obs_steps: int = 1,
+        prefix: PrefixLimits | None = None,
     ) -> SegmentLayout:
         """The layout of a session with this specification."""
         chunk_shape = (spec.actions_per_chunk, spec.action_dim)
-        return cls(spec.features, chunk_shape, observation_slots, action_slots, n_obs_steps)
+        return cls(spec.features, chunk_shape, observation_slots, action_slots, n_obs_steps, prefix or NO_PREFIX)
 
     def header(self) -> bytes:
         """The segment header, which says in the segment itself what the handshake agreed on."""

@@ -24,6 +24,7 @@ from async_delta_inference.transport.shm.shared.layout import (
     RECORD_STRIDE,
     SegmentLayout,
 )
+from async_delta_inference.transport.shm.shared.prefix_slot import PrefixSlot
 from async_delta_inference.transport.shm.shared.ring import (
     ActionReader,
     ActionWriter,
@@ -128,6 +129,7 @@ class Segment:
         self.advice = self._memory[ADVICE_OFFSET : ADVICE_OFFSET + 1]
         """One byte, see `layout.ADVICE_OFFSET`; the server writes it."""
         self.observations = [self._observation(slot) for slot in range(layout.observation_slots)]
+        self.prefixes = [self._prefix(slot) for slot in range(layout.observation_slots)] if layout.prefix else []
         self.tasks = [self._task(slot) for slot in range(layout.observation_slots)]
         self.action_bytes = [self._action_bytes(slot) for slot in range(layout.action_slots)]
 
@@ -222,7 +224,7 @@ class Segment:
         for semaphore in semaphores:
             semaphore.close()
         if semaphores:
-            self.observations, self.tasks, self.action_bytes = [], [], []
+            self.observations, self.prefixes, self.tasks, self.action_bytes = [], [], [], []
             del self._memory, self._buffer, self.advice
 
     def _observation_positions(self) -> Iterator[int]:
@@ -248,6 +250,10 @@ class Segment:
             },
             state=np.ndarray(features.state_shape, np.float32, self._memory, start),
         )
+
+    def _prefix(self, slot: int) -> PrefixSlot:
+        start = self.layout.observation_slot_offset(slot) + self.layout.prefix_offset
+        return PrefixSlot(self._memory[start:], self.layout.prefix, self.layout.chunk_shape[1])
 
     def _task(self, slot: int) -> memoryview:
         start = self.layout.observation_slot_offset(slot) + self.layout.task_offset
