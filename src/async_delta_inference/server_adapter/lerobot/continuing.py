@@ -45,9 +45,9 @@ class Continuing:
         self._committed: NDArray[np.float32] = np.empty((0, spec.action_dim), np.float32)
         if self._starts_from_state and spec.features.state_dim != spec.action_dim:
             raise SetupRefusedError(
-                f"{loaded.identity} acts relative to the action that is being executed, an episode's first chunk to the "
-                f"state, whose {spec.features.state_dim} elements are no action of {spec.action_dim}: it can be "
-                "served when it was trained with use_action_relative=false"
+                f"{loaded.identity} acts relative to the action that is executed, an episode's first chunk to the "
+                f"state, whose {spec.features.state_dim} elements are no action of {spec.action_dim}: one trained with "
+                "use_action_relative=false can be served"
             )
 
     def add_to(self, batch: dict[str, Any], observation: Observation) -> None:
