@@ -120,7 +120,8 @@ def test_runs_without_a_common_episode_are_refused(run: Run) -> None:
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        ((), "required"),
+        ((), "async-delta-compare RUN RUN; got 0: none"),
+        (("a",), "async-delta-compare RUN RUN; got 1: a"),
         (("nowhere", "nobody"), "nowhere/run.yaml cannot be read"),
         (("a", "b", "--difference=0"), "--difference must be"),
     ],
