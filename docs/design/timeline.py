@@ -100,7 +100,9 @@ def draw(
     axes.text(0.1, y - 0.55, caption, fontsize=8)
     for step, (_, source) in enumerate(episode.actions):
         held = source < 0
-        axes.add_patch(Rectangle((step, y), 1, 0.6, facecolor="0.85" if held else colours[asked_at[source]], edgecolor="white"))
+        axes.add_patch(
+            Rectangle((step, y), 1, 0.6, facecolor="0.85" if held else colours[asked_at[source]], edgecolor="white")
+        )
         if held:
             axes.text(step + 0.5, y + 0.3, "hold", ha="center", va="center", fontsize=7)
         if rendered[step]:

@@ -7,7 +7,7 @@ import sys
 import time
 import warnings
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from tempfile import NamedTemporaryFile
 from traceback import format_exception
@@ -18,7 +18,7 @@ from async_delta_inference.errors import AsyncDeltaError, ConfigError, MissingEx
 from async_delta_inference.flag_values import flag_types, home_expanded, plain_value
 from async_delta_inference.standard_streams import unfailing_output
 
-__all__ = ["EXIT_FAILED", "command_parser", "parse_arguments", "refuse", "run_command"]
+__all__ = ["EXIT_FAILED", "command_parser", "parse_arguments", "read_config_file", "refuse", "run_command"]
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -74,8 +74,19 @@ def _kept_traceback(exc: BaseException) -> str:
         return f"no file: {failed}"
 
 
-def parse_arguments[ConfigT](config_class: type[ConfigT], arguments: Sequence[str] | None, program: str) -> ConfigT:
+def parse_arguments[ConfigT](
+    config_class: type[ConfigT],
+    arguments: Sequence[str] | None,
+    program: str,
+    file: Mapping[str, Any] | None = None,
+) -> ConfigT:
     """A configuration from the command line, with draccus as LeRobot does it.
+
+    Args:
+        config_class: A dataclass.
+        arguments: The command line; None: this process's.
+        program: The command's name.
+        file: What a file of flags says, as `read_config_file` reads it; a flag that is given counts instead.
 
     Raises:
         ConfigError: A flag is unknown, missing, or cannot have that value; one line.
@@ -83,10 +94,7 @@ def parse_arguments[ConfigT](config_class: type[ConfigT], arguments: Sequence[st
         SystemExit: ``--help`` was printed.
     """
     try:
-        from draccus.utils import DraccusException
-        from yaml import YAMLError
-
-        parser = _parser(config_class, program)
+        parser = _parser(config_class, program, file or {})
     except ModuleNotFoundError as exc:
         raise MissingExtraError("lerobot", program) from exc
 
@@ -94,17 +102,47 @@ def parse_arguments[ConfigT](config_class: type[ConfigT], arguments: Sequence[st
     if any(argument in ("-h", "--help") for argument in given):
         given = ["--help"]  # Whatever stands beside it, right or wrong.
     parser.parser.error = refuse
-    try:
+    with _one_line():
         config: ConfigT = parser.parse_args(given)
         return config
-    # What draccus raises for a value, or a file named by --config_path, that it cannot read is not of one kind.
+
+
+def read_config_file(path: str, program: str) -> dict[str, Any]:
+    """What the file says that ``--config_path`` names: YAML, JSON or TOML, by its name's ending.
+
+    Raises:
+        ConfigError: It cannot be read.
+        MissingExtraError: The packages that read it are not installed.
+    """
+    try:
+        from draccus import cfgparsing
+        from draccus.utils import CONFIG_ARG
+    except ModuleNotFoundError as exc:
+        raise MissingExtraError("lerobot", program) from exc
+    with _one_line():
+        file = home_expanded(CONFIG_ARG, path)
+        with file.open(encoding="utf-8") as stream:
+            found = cfgparsing.load_config(stream, file=file)
+        if not isinstance(found, dict):
+            raise TypeError(f"--{CONFIG_ARG}={path} holds a {type(found).__name__}, not flags and their values")
+        return found
+
+
+@contextmanager
+def _one_line() -> Iterator[None]:
+    """What draccus raises for a value or a file that it cannot read is not of one kind."""
+    from draccus.utils import DraccusException
+    from yaml import YAMLError
+
+    try:
+        yield
     except (DraccusException, YAMLError, OSError, AttributeError, TypeError, ValueError, KeyError) as exc:
         if isinstance(exc, AsyncDeltaError):
             raise
         raise ConfigError(_reason(exc)) from exc
 
 
-def _parser(config_class: type, program: str) -> Any:
+def _parser(config_class: type, program: str, file: Mapping[str, Any]) -> Any:
     """As draccus parses, for which every value is YAML, but for what has a plain form."""
     import mergedeep
     from draccus import cfgparsing
@@ -115,17 +153,16 @@ def _parser(config_class: type, program: str) -> Any:
     class Parser(DraccusParser):  # type: ignore[misc]
         def _postprocessing(self, parsed_args: Namespace) -> Any:
             given: dict[str, str] = vars(parsed_args)
-            file: dict[str, Any] = {}
-            if CONFIG_ARG in given:
-                path = home_expanded(CONFIG_ARG, given.pop(CONFIG_ARG))
-                with path.open(encoding="utf-8") as stream:
-                    file = cfgparsing.load_config(stream, file=path)
+            named = read_config_file(given.pop(CONFIG_ARG), program) if CONFIG_ARG in given else {}
+            settings = mergedeep.merge({}, file, named)
+            inner = {name: value for name, value in settings.items() if isinstance(value, dict)}
+            chosen = {f"{name}.type": str(value["type"]) for name, value in inner.items() if "type" in value} | given
             values: dict[str, Any] = {}
             for flag, text in given.items():
-                values[flag] = plain_value(flag, text, flag_types(config_class, flag, given))
+                values[flag] = plain_value(flag, text, flag_types(config_class, flag, chosen))
                 if values[flag] is NotImplemented:
                     values[flag] = cfgparsing.parse_string(text)
-            return decode(config_class, mergedeep.merge(file, deflatten(values, sep=".")))
+            return decode(config_class, mergedeep.merge(settings, deflatten(values, sep=".")))
 
     return Parser(config_class=config_class, prog=program)
 
@@ -137,7 +174,7 @@ def command_parser(config_class: type[Any], program: str) -> ArgumentParser:
         MissingExtraError: The packages that read a command line are not installed.
     """
     try:
-        parser: ArgumentParser = _parser(config_class, program).parser
+        parser: ArgumentParser = _parser(config_class, program, {}).parser
     except ModuleNotFoundError as exc:
         raise MissingExtraError("lerobot", program) from exc
     return parser

@@ -19,6 +19,7 @@ from lerobot.transport import services_pb2
 from lerobot.transport.services_pb2_grpc import AsyncInferenceStub
 from lerobot.transport.utils import send_bytes_in_chunks
 
+from async_delta_inference.errors import PeerGoneError, PolicyError, TransportClosed
 from async_delta_inference.robot_client import TransportChannel, install
 from async_delta_inference.robot_client import cli as command
 from async_delta_inference.transport import (
@@ -138,8 +139,8 @@ def test_errors_of_ours_are_errors_of_grpc(uri: str, monkeypatch: pytest.MonkeyP
     channel.close()
     with pytest.raises(grpc.RpcError, match="close"):
         set_up(stub)
-    codes = [caught.value.code() for caught in (no_session, failed, gone)]
-    assert codes == [grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN, grpc.StatusCode.UNAVAILABLE]
+    causes = [type(caught.value.__cause__) for caught in (no_session, failed, gone)]
+    assert causes == [TransportClosed, PolicyError, PeerGoneError]
 
 
 class Looking(FunctionPolicy):
@@ -164,7 +165,7 @@ def test_closing_ends_a_wait(uri: str) -> None:
         with pytest.raises(grpc.RpcError) as caught:
             ask(stub)
         closing.join()
-    assert caught.value.code() is grpc.StatusCode.CANCELLED
+    assert isinstance(caught.value.__cause__, TransportClosed)
 
 
 def test_lerobot_without_robot_client_is_one_line(

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from lerobot.envs.configs import AlohaEnv, LiberoEnv
 from numpy.typing import NDArray
 from pusht_policies import build_for_pusht
@@ -104,10 +105,42 @@ def test_same_figures(name: str, policy: LeRobotPolicy, tmp_path: Path, monkeypa
     with serve(policy, "inproc://drop-in") as server:
         where = [f"--output_dir={tmp_path / 'ours'}", f"--server_address={server.uris[0]}", "--progress=false"]
         assert main([*words, "--preset=lerobot-eval", *where, "--save_trajectories=true"]) == 0
-    our_actions = [np.load(file)["action"] for file in sorted((tmp_path / "ours/trajectories").iterdir())]
+    our_actions = actions_in(tmp_path / "ours")
     assert [a.tobytes() for a in our_actions] == [a.tobytes() for a in their_actions]
     assert line.actions in (None, sum(len(actions) for actions in our_actions))
     assert_same_figures(tmp_path)
+
+
+def test_a_file_starts_the_run_and_the_run_leaves_one_that_starts_it_again(
+    policy: LeRobotPolicy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runtime_folder: Path
+) -> None:
+    """As a user of LeRobot writes it, for both commands; over shared memory."""
+    settings = {
+        "policy": {"path": str(build_for_pusht("act", tmp_path / "policy")), "device": "cpu", "n_action_steps": 5},
+        "env": {"type": "pusht", "episode_length": 12},
+        "eval": {"n_episodes": EPISODES, "batch_size": 1},
+        "seed": 1000,
+    }
+    file = tmp_path / "eval.yaml"
+    file.write_text(yaml.safe_dump(settings))
+    theirs = run_theirs([f"--config_path={file}"], tmp_path / "theirs", monkeypatch)
+    expected = [actions.tobytes() for actions in theirs]
+    quiet = ["--progress=false", "--save_trajectories=true"]
+    with serve(policy, "shm://drop-in") as server:
+        ours = ["--preset=lerobot-eval", f"--server_address={server.uris[0]}", f"--output_dir={tmp_path / 'ours'}"]
+        assert main([f"--config_path={file}", *ours, *quiet]) == 0
+        left = f"--config_path={tmp_path / 'ours/run.yaml'}"
+        assert main([left, f"--output_dir={tmp_path / 'again'}"]) == 0
+        assert main([left, f"--output_dir={tmp_path / 'second'}", "--eval.n_episodes=1", "--seed=1001"]) == 0
+        assert main([left, f"--output_dir={tmp_path / 'longer'}", "--policy.n_action_steps=7"]) == 0
+    assert [actions.tobytes() for actions in actions_in(tmp_path / "ours")] == expected
+    assert [actions.tobytes() for actions in actions_in(tmp_path / "again")] == expected
+    assert [actions.tobytes() for actions in actions_in(tmp_path / "second")] == expected[1:]
+    assert [actions.tobytes() for actions in actions_in(tmp_path / "longer")] != expected
+
+
+def actions_in(folder: Path) -> list[NDArray[np.float32]]:
+    return [np.load(file)["action"] for file in sorted((folder / "trajectories").iterdir())]
 
 
 def run_theirs(words: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[NDArray[np.float32]]:

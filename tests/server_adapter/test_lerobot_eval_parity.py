@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +15,13 @@ import numpy as np
 import pytest
 from lerobot.envs.configs import PushtEnv
 from numpy.typing import NDArray
-from pusht_policies import KINDS, build_for_pusht, pusht_for
+from pusht_policies import KINDS, build_for_pusht, pusht_for, skip_without_package
 
 from async_delta_inference.client import EpisodeResult, SimClient, SimClientConfig
 from async_delta_inference.server_adapter.lerobot import LeRobotPolicy
 from async_delta_inference.transport import serve
 
 EPISODES, STEPS, SEED = 3, 22, 1000
-PACKAGES = {"smolvla": "num2words", "diffusion": "diffusers", "multi_task_dit": "diffusers"}
 
 Recorded = list[tuple[NDArray[np.float32], NDArray[np.float64]]]
 """Actions (T, A) and rewards (T,) of each episode."""
@@ -36,9 +34,7 @@ def served() -> LeRobotPolicy:
 
 @pytest.fixture(params=list(KINDS))
 def kind(request: pytest.FixtureRequest) -> str:
-    package = PACKAGES.get(KINDS[request.param][0])
-    if package is not None and find_spec(package) is None:
-        pytest.skip(f"{request.param} needs {package}")
+    skip_without_package(request.param)
     return str(request.param)
 
 
@@ -46,20 +42,19 @@ def test_episodes_are_lerobot_evals(kind: str, served: LeRobotPolicy, tmp_path: 
     checkpoint = build_for_pusht(kind, tmp_path / "policy")
     env_config = pusht_for(kind, STEPS)
     theirs = rollouts(checkpoint, env_config)
-    for scheme in ("inproc", "shm"):
-        ours = evaluated(served, checkpoint, scheme, tmp_path, env=env_config)
-        assert_same(ours, theirs)
+    for where in ("inproc://parity", "shm://parity", "grpc://127.0.0.1:0"):
+        assert_same(evaluated(served, checkpoint, where, tmp_path, env=env_config), theirs)
     assert len(theirs[0][0]) == STEPS
 
 
-def evaluated(served: LeRobotPolicy, checkpoint: Path, scheme: str, folder: Path, **flags: Any) -> list[EpisodeResult]:
-    """In parity mode, with lerobot-eval's one stream of noise."""
-    with serve(served, f"{scheme}://parity") as server:
+def evaluated(served: LeRobotPolicy, checkpoint: Path, where: str, folder: Path, **flags: Any) -> list[EpisodeResult]:
+    """In parity mode, with lerobot-eval's one stream of noise. gRPC is our own protocol, which carries a history."""
+    with serve(served, where) as server:
         config = SimClientConfig(
             pretrained_name_or_path=str(checkpoint),
             n_episodes=EPISODES,
             server_address=server.uris[0],
-            output_dir=folder / scheme,
+            output_dir=folder / where.partition(":")[0],
             progress=False,
             clock="simulated",
             inference_delay="0",

@@ -14,15 +14,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pusht_policies import build_for_pusht, statistics
+from pusht_policies import build_for_pusht, observe, spec, statistics
 from safetensors.torch import load_file, save_file
 from small_act import ask, begin
 
 from async_delta_inference.errors import ConfigError, SetupRefusedError
 from async_delta_inference.server_adapter.lerobot import LeRobotPolicy
-from async_delta_inference.transport import Observation, ObservationFeatures, PolicyOptions, SessionSpec
-
-FEATURES = ObservationFeatures(("x", "y"), {"image": (96, 96, 3)})
+from async_delta_inference.transport import ObservationFeatures, SessionSpec
 
 
 @pytest.fixture(scope="module")
@@ -33,21 +31,6 @@ def diffusion(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def act(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_for_pusht("act", tmp_path_factory.mktemp("act"))
-
-
-def spec(folder: Path | str, features: ObservationFeatures = FEATURES, **options: Any) -> SessionSpec:
-    return SessionSpec("", str(folder), 50, features, 2, options=PolicyOptions(**options))
-
-
-def observe(seed: int, n_obs_steps: int = 1, features: ObservationFeatures = FEATURES) -> Observation:
-    rng = np.random.default_rng(seed)
-    observation = Observation.empty(features, n_obs_steps)
-    for seen in observation.steps():
-        seen.state[:] = rng.uniform(50, 450, features.state_dim)
-        for image in seen.images.values():
-            image[:] = rng.integers(0, 256, image.shape, np.uint8)
-    observation.timestep, observation.task = seed, "push the block"
-    return observation
 
 
 def answers(policy: LeRobotPolicy, session: Any, seeds: Iterator[int] | range, steps: int) -> list[bytes]:

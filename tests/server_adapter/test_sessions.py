@@ -77,19 +77,22 @@ def test_sessions_at_once_get_what_each_gets_alone(
     alone = []
     for number, (features, rows) in enumerate(SHAPES[:count]):
         session = opened(features, actions_per_chunk=rows)
-        alone.append([as_bytes(ask(policy, session, observation)) for observation in stream(number, features)])
+        alone.append([ask(policy, session, observation) for observation in stream(number, features)])
     sessions = [opened(features, actions_per_chunk=rows) for features, rows in SHAPES[:count]]
-    found: list[list[object]] = [[] for _ in sessions]
+    found: list[list[Answer]] = [[] for _ in sessions]
     for observations in zip(*(stream(number, SHAPES[number][0]) for number in range(count)), strict=True):
         requests = [request(session, one) for session, one in zip(sessions, observations, strict=True)]
         answers = policy.infer(requests) if together else [policy.infer([one])[0] for one in requests]
         for row, answer in zip(found, answers, strict=True):
-            row.append(as_bytes(answer))
-    assert found == alone
-    for row, (_, rows) in zip(found, SHAPES, strict=False):
-        assert [None if one is None else len(one) for one in row] == [
-            None if filtered else rows * COLUMNS * 4 for filtered in (False, True, False, True, False, False)
-        ]
+            row.append(answer)
+    # Those that see images of one size share a forward pass.
+    shared = together and count == 3 and isinstance(policy, LeRobotPolicy)
+    for row, expected, (_, rows) in zip(found, alone, SHAPES, strict=False):
+        for one, other, filtered in zip(row, expected, (False, True, False, True, False, False), strict=True):
+            assert (one is None, other is None) == (filtered, filtered)
+            if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
+                assert one.shape == other.shape == (rows, COLUMNS)
+                np.testing.assert_allclose(one, other, rtol=0, atol=1e-5 if shared else 0)
 
 
 def test_a_session_that_begins_or_ends_does_not_touch_the_filter_of_another(

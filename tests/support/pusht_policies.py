@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pytest
 import torch
 from lerobot.envs.configs import PushtEnv
 from small_policies import _SETTINGS, _small_vlm
 
+from async_delta_inference.transport import Observation, ObservationFeatures, PolicyOptions, SessionSpec
+
 SIDE_PX = 96
+FEATURES = ObservationFeatures(("x", "y"), {"image": (SIDE_PX, SIDE_PX, 3)})
+PACKAGES = {"smolvla": "num2words", "diffusion": "diffusers", "multi_task_dit": "diffusers"}
+"""What a policy type needs beyond LeRobot."""
 CAMERA = "observation.image"
 
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -75,6 +83,30 @@ def pusht_for(kind: str, steps: int) -> PushtEnv:
 
 def _sees_keypoints(kind: str) -> bool:
     return kind.endswith("of keypoints")
+
+
+def skip_without_package(kind: str) -> None:
+    """Skip a test whose policy needs what is not installed."""
+    package = PACKAGES.get(KINDS[kind][0])
+    if package is not None and find_spec(package) is None:
+        pytest.skip(f"{kind} needs {package}")
+
+
+def spec(folder: Path | str, features: ObservationFeatures = FEATURES, **options: Any) -> SessionSpec:
+    """What a session asks for, and of the policy besides."""
+    return SessionSpec("", str(folder), 50, features, 2, options=PolicyOptions(**options))
+
+
+def observe(seed: int, n_obs_steps: int = 1, features: ObservationFeatures = FEATURES) -> Observation:
+    """A random one, whose timestep is the seed."""
+    rng = np.random.default_rng(seed)
+    observation = Observation.empty(features, n_obs_steps)
+    for seen in observation.steps():
+        seen.state[:] = rng.uniform(50, 450, features.state_dim)
+        for image in seen.images.values():
+            image[:] = rng.integers(0, 256, image.shape, np.uint8)
+    observation.timestep, observation.task = seed, "push the block"
+    return observation
 
 
 def build_for_pusht(kind: str, folder: Path, camera: str = CAMERA, *, processors: bool = True, **changes: Any) -> Path:

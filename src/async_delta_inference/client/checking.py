@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from async_delta_inference.client.config import SimClientConfig
-from async_delta_inference.client.environments.base import Environment
 from async_delta_inference.client.environments.guarded import GuardedEnvironment
 from async_delta_inference.client.environments.registry import make_environments
 from async_delta_inference.client.run.checkpoint import local_checkpoint
-from async_delta_inference.client.run.look import Finding, look_at
+from async_delta_inference.client.run.look import Finding, action_bounds, look_at
 from async_delta_inference.client.run.repeatability import NOT_REPEATABLE, is_repeatable
 from async_delta_inference.errors import ConfigError
 
@@ -38,7 +34,7 @@ def check(config: SimClientConfig, console: Console) -> int:
     environment = GuardedEnvironment(make_environments(config.env, config.environment_options())[0])
     try:
         environment.reset(environment.episode(0, config.seed))
-        findings = look_at(config, environment, checkpoint, _bounds(environment))
+        findings = look_at(config, environment, checkpoint, action_bounds(environment))
         repeatable = getattr(environment, "repeatable", None)
     finally:
         environment.close()
@@ -64,12 +60,3 @@ def _table(findings: list[Finding]) -> Table:
     for finding in findings:
         table.add_row(finding.what, finding.environment, finding.checkpoint, "see below" if finding.warning else "")
     return table
-
-
-def _bounds(environment: Environment) -> tuple[Any, Any] | None:
-    """Of the simulator's action space, where it is a box with finite sides."""
-    space = getattr(getattr(environment, "_env", None), "action_space", None)
-    low, high = getattr(space, "low", None), getattr(space, "high", None)
-    if low is None or high is None or not (np.isfinite(low).all() and np.isfinite(high).all()):
-        return None
-    return low, high

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from async_delta_inference.client.config import SimClientConfig
+from async_delta_inference.client.config_file import ConfigFile, read_config
 from async_delta_inference.client.environments.plugins import known_environments
 from async_delta_inference.client.evaluation import Evaluation
 from async_delta_inference.client.flag_help import asks_for_help, environment_help, evaluation_help, named_environment
-from async_delta_inference.client.lerobot_flags import ASYNCHRONOUS, in_our_words, is_lerobots
+from async_delta_inference.client.lerobot_flags import ASYNCHRONOUS, in_our_words, is_lerobots, note_on_batch_size
 from async_delta_inference.client.record.eval_info import EVAL_INFO_NAME
 from async_delta_inference.client.record.events import RunStarted
 from async_delta_inference.client.run.child_process import forks_allowed
@@ -50,9 +51,9 @@ def parse_evaluation(arguments: Sequence[str]) -> SimClientConfig:
         ConfigError: A flag is unknown, missing, or cannot have that value.
         MissingExtraError: LeRobot is not installed.
     """
-    ours = in_our_words(arguments)
-    if is_lerobots(arguments) and not any(word.startswith(("--preset", "--clock", "--check")) for word in arguments):
-        print(ASYNCHRONOUS, file=sys.stderr)
+    file = read_config(arguments, _PROGRAM)
+    ours = in_our_words(file.words, file.settings)
+    _print_notes(file)
     EnvConfig = known_environments(_PROGRAM)  # noqa: N806 - the class
 
     @dataclass(kw_only=True)
@@ -63,7 +64,17 @@ def parse_evaluation(arguments: Sequence[str]) -> SimClientConfig:
 
     # draccus looks annotations up in the module.
     globals()["EnvConfig"] = EnvConfig
-    return parse_arguments(Evaluation, ours, _PROGRAM)
+    return parse_arguments(Evaluation, ours, _PROGRAM, file.settings)
+
+
+def _print_notes(file: ConfigFile) -> None:
+    says_which = any(word.startswith(("--preset", "--clock", "--check")) for word in file.words)
+    notes = list(file.notes)
+    if is_lerobots(file.words) and not says_which and "clock" not in file.settings:
+        notes.append(ASYNCHRONOUS)
+    for note in [*notes, note_on_batch_size(file.words)]:
+        if note:
+            print(note, file=sys.stderr)
 
 
 def _evaluate(config: SimClientConfig) -> int:

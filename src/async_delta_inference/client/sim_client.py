@@ -33,6 +33,7 @@ from async_delta_inference.client.run.calibration import measure_inference_delay
 from async_delta_inference.client.run.checkpoint import local_checkpoint
 from async_delta_inference.client.run.clocks import make_clock
 from async_delta_inference.client.run.embedded_server import EmbeddedServer
+from async_delta_inference.client.run.first_look import FirstLook
 from async_delta_inference.client.run.interrupts import KeptInterrupts, interrupts_held, interrupts_kept
 from async_delta_inference.client.run.repeatability import taken_together, warn_unless_repeatable
 from async_delta_inference.client.run.session_spec import session_spec
@@ -80,7 +81,9 @@ class SimClient:
         """Grows with every episode; complete when `control_loop` returns."""
         self._environments = None if environments is None else [GuardedEnvironment(env) for env in environments]
         self._record = RunRecord(config, self._folder)
-        self._observer = Observers([*configured_observers(config, self._folder, self._record), *observers])
+        self._first_look = FirstLook(config)
+        configured = configured_observers(config, self._folder, self._record)
+        self._observer = Observers([self._first_look, *configured, *observers])
         self._server: EmbeddedServer | None = None
         self._repeatable: bool | None = None
         self._stage_trace: StageTraceFile | None = None
@@ -149,7 +152,7 @@ class SimClient:
             )
         if config.inference_delay_trace is not None:
             self._recorded_delays = read_recorded_delays(config.inference_delay_trace)
-        checkpoint = self._find_checkpoint()
+        self._first_look.checkpoint = checkpoint = self._find_checkpoint()
         check_device(config.client_device)
         self._folder.claim(overwrite=config.overwrite, resume=config.resume is not None)
         self._record.begin(describe_run(config, checkpoint, self._recorded_delays))

@@ -14,14 +14,11 @@ from typing import Any
 import grpc
 
 from async_delta_inference.errors import (
-    InvalidMessageError,
     PeerGoneError,
-    PolicyError,
     ProtocolError,
     SetupRefusedError,
     TransportClosed,
     TransportError,
-    TransportTimeout,
 )
 from async_delta_inference.transport.client import Transport
 from async_delta_inference.transport.deadlines import TransportOptions
@@ -37,35 +34,9 @@ logger = logging.getLogger(__name__)
 PATIENCE_S = 2.0
 """How long ``GetActions`` waits when nothing comes: PolicyServer's default. RobotClient calls again at once."""
 
-_CODES: tuple[tuple[type[TransportError], grpc.StatusCode], ...] = (
-    (PolicyError, grpc.StatusCode.UNKNOWN),
-    (SetupRefusedError, grpc.StatusCode.FAILED_PRECONDITION),
-    (InvalidMessageError, grpc.StatusCode.INVALID_ARGUMENT),
-    (ProtocolError, grpc.StatusCode.INTERNAL),
-    (TransportTimeout, grpc.StatusCode.DEADLINE_EXCEEDED),
-    (TransportClosed, grpc.StatusCode.CANCELLED),
-    (PeerGoneError, grpc.StatusCode.UNAVAILABLE),
-)
-
 
 class CallError(grpc.RpcError):  # type: ignore[misc,unused-ignore]
-    """What RobotClient catches; it logs the text, which is ours.
-
-    Args:
-        error: What the transport raised.
-    """
-
-    def __init__(self, error: TransportError) -> None:
-        super().__init__(str(error))
-        self._code = next((code for kind, code in _CODES if isinstance(error, kind)), grpc.StatusCode.UNKNOWN)
-
-    def code(self) -> grpc.StatusCode:
-        """As gRPC has it."""
-        return self._code
-
-    def details(self) -> str:
-        """What happened, on one line."""
-        return str(self)
+    """What RobotClient catches; it logs the text, which is ours. What the transport raised is its cause."""
 
 
 class TransportChannel:
@@ -119,7 +90,7 @@ class TransportChannel:
             try:
                 return response_deserializer(call(request))
             except TransportError as exc:
-                raise CallError(exc) from exc
+                raise CallError(str(exc)) from exc
 
         return invoke
 

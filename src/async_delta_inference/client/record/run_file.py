@@ -24,6 +24,7 @@ __all__ = [
     "describe_run",
     "flat_flags",
     "read_run",
+    "what_differs",
     "write_run",
 ]
 
@@ -81,7 +82,7 @@ def describe_run(config: Any, checkpoint: Path | None, delays: Any = None) -> di
             "cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
             "memory_bytes": _memory_bytes(),
         },
-        "threads": {name: os.environ.get(name) for name in _THREADS},
+        "threads": _threads(),
     }
     if delays is not None:
         described["delays_sha256"] = hashlib.sha256(repr(delays).encode()).hexdigest()
@@ -141,6 +142,22 @@ def check_same_episodes(earlier: Mapping[str, Any], now: Mapping[str, Any], fold
                 f"--resume: {folder} holds other episodes: --{flag} was {_shown(before.get(flag))} there and is "
                 f"{_shown(after.get(flag))} now; give the same, or another --output_dir"
             )
+
+
+def what_differs(run: Mapping[str, Any]) -> list[str]:
+    """What a run had that this process has not: packages, threads, the checkpoint's files; a line each."""
+    notes = []
+    for what, now in (("versions", {"python": platform.python_version()} | _versions()), ("threads", _threads())):
+        before = run.get(what) or {}
+        changed = [name for name in before if name in now and before[name] != now[name]]
+        if changed:
+            words = ", ".join(f"{name} was {before[name]} and is {now[name]}" for name in changed)
+            notes.append(f"note: other {what} than in that run, and a result may depend on them: {words}")
+    earlier = (run.get("checkpoint") or {}).get("sha256")
+    folder = Path(str(run["configuration"].get("pretrained_name_or_path") or "")).expanduser()
+    if earlier and folder.is_dir() and checkpoint_fingerprint(folder) != earlier:
+        notes.append(f"note: the files in {folder} are others than in that run")
+    return notes
 
 
 def checkpoint_fingerprint(folder: Path) -> str:
@@ -205,6 +222,13 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def _threads() -> dict[str, Any]:
+    """What the environment says, which a server of a run's own inherits, and torch's number in this process."""
+    torch: Any = sys.modules.get("torch")
+    own = {} if torch is None else {"torch": torch.get_num_threads()}
+    return {name: os.environ.get(name) for name in _THREADS} | own
 
 
 def _memory_bytes() -> int | None:

@@ -1,8 +1,7 @@
-"""``--check``: environment and checkpoint side by side, and what differs from what the policy was trained with."""
+"""Environment and checkpoint side by side, and what differs from what the policy was trained with."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from async_delta_inference.client.run.checkpoint import check_checkpoint
 from async_delta_inference.errors import FeatureMismatchError
 from async_delta_inference.input_names import input_names
 
-__all__ = ["Finding", "Statistics", "look_at", "statistics_of"]
+__all__ = ["Finding", "Statistics", "action_bounds", "look_at", "statistics_of"]
 
 Statistics = Mapping[str, Mapping[str, NDArray[np.float32]]]
 """By the policy's name of an input or output: ``mean``, ``std``, ``min`` and ``max``, as far as they are known."""
@@ -75,6 +74,15 @@ def look_at(
     ]
 
 
+def action_bounds(environment: Environment) -> tuple[Any, Any] | None:
+    """Lowest and highest actions (A,) that a simulator which was reset takes; None where it does not say."""
+    space = getattr(getattr(environment, "_env", None), "action_space", None)
+    low, high = getattr(space, "low", None), getattr(space, "high", None)
+    if low is None or high is None or not (np.isfinite(low).all() and np.isfinite(high).all()):
+        return None
+    return low, high
+
+
 def statistics_of(checkpoint: Path) -> Statistics:
     """The training's statistics, from the checkpoint's normaliser; empty where it has none."""
     found: dict[str, dict[str, NDArray[np.float32]]] = {}
@@ -88,10 +96,13 @@ def statistics_of(checkpoint: Path) -> Statistics:
 
 def _tensors(file: Path) -> dict[str, NDArray[np.float32]]:
     try:
+        from safetensors import SafetensorError
         from safetensors.numpy import load_file
-
+    except ModuleNotFoundError:
+        return {}
+    try:
         return dict(load_file(file))
-    except (ImportError, OSError, ValueError, json.JSONDecodeError):
+    except (OSError, ValueError, SafetensorError):
         return {}  # What is not known is not compared.
 
 

@@ -23,11 +23,12 @@ from async_delta_inference.client.record.events import (
 )
 from async_delta_inference.client.record.results import GivenUp
 from async_delta_inference.client.run.embedded_server import EmbeddedServer
+from async_delta_inference.client.run.first_look import say
 from async_delta_inference.client.run.forking import Forker
 from async_delta_inference.client.run.interrupts import interrupts_held
 from async_delta_inference.client.run.machine import number_of_simulators
 from async_delta_inference.client.run.plan import WorkList
-from async_delta_inference.client.run.worker import Connect, Described, Failed, Ready, WorkerSetup
+from async_delta_inference.client.run.worker import Alarmed, Connect, Described, Failed, Ready, WorkerSetup
 from async_delta_inference.client.run.worker_process import WorkerProcess
 from async_delta_inference.errors import (
     AsyncDeltaError,
@@ -88,6 +89,7 @@ class ProcessRunner:
         self._server_failures = 0
         self._server_failed_s = 0.0
         self._next_connect_s = 0.0
+        self._alarmed = False
         self.policy = ""
         """What is evaluated, in the server's words, once a worker has a session."""
         self.spoken = ""
@@ -184,6 +186,10 @@ class ProcessRunner:
             elif isinstance(message, Ready):
                 worker.ready, worker.connecting = True, False
                 self.policy, self.spoken, self.delays = message.policy, message.spoken, message.delays
+            elif isinstance(message, Alarmed):
+                # Every worker looks, at an episode of its own; once is enough.
+                say(() if self._alarmed else message.alarms)
+                self._alarmed = True
             elif isinstance(message, EpisodeEnded):
                 worker.spec = None
                 self._completed += 1

@@ -29,6 +29,7 @@ from async_delta_inference.client.record.videos import VideoRecorder
 from async_delta_inference.client.run.calibration import measure_inference_delay
 from async_delta_inference.client.run.checkpoint import local_checkpoint
 from async_delta_inference.client.run.clocks import make_clock
+from async_delta_inference.client.run.first_look import FirstLook
 from async_delta_inference.client.run.repeatability import taken_together, warn_unless_repeatable
 from async_delta_inference.client.run.session_spec import session_spec
 from async_delta_inference.errors import (
@@ -41,7 +42,7 @@ from async_delta_inference.errors import (
 )
 from async_delta_inference.transport import Transport, TransportOptions, open_transport
 
-__all__ = ["Connect", "Described", "Failed", "Ready", "RunEpisode", "WorkerSetup", "work"]
+__all__ = ["Alarmed", "Connect", "Described", "Failed", "Ready", "RunEpisode", "WorkerSetup", "work"]
 
 _HEARTBEAT_S = 0.25
 
@@ -116,6 +117,17 @@ class Ready:
 
 
 @dataclass(frozen=True, slots=True)
+class Alarmed:
+    """From the worker: its first environment differs from what the policy was trained with.
+
+    Args:
+        alarms: How, a line each.
+    """
+
+    alarms: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Failed:
     """From the worker.
 
@@ -152,6 +164,7 @@ class _Worker(RunObserver):
         self._config = setup.config
         self._folder = OutputFolder(setup.output_dir)
         self._videos = VideoRecorder(self._folder, setup.config.n_videos)
+        self._first_look = FirstLook(setup.config, lambda alarms: connection.send(Alarmed(tuple(alarms))))
         self._environments: list[Environment] = []
         self._built: Environment | None = None
         self._transport: Transport | None = None
@@ -204,6 +217,7 @@ class _Worker(RunObserver):
         checkpoint = None
         if config.pretrained_name_or_path:
             checkpoint = local_checkpoint(config.pretrained_name_or_path, shares_files=config.shares_files)
+        self._first_look.checkpoint = checkpoint
         self._spec = session_spec(config, self._environments, checkpoint)
         episodes = [
             environment.episode(index, config.seed + index)
@@ -257,6 +271,7 @@ class _Worker(RunObserver):
     # As the loop's observer.
 
     def episode_started(self, environment: Environment, episode: int) -> None:
+        self._first_look.episode_started(environment, episode)
         self._videos.episode_started(environment, episode)
         self._steps = 0
         spec = environment.episode(episode, self._config.seed + episode)

@@ -42,9 +42,20 @@ class PolicyIdentity:
         path = spec.pretrained_name_or_path
         return cls(policy_type or spec.policy_type, path, spec.device, spec.options.overrides, _files_in(path))
 
-    def is_like(self, other: PolicyIdentity) -> bool:
-        """Whether only the checkpoint's files differ."""
-        return str(self) == str(other)
+    def check_replaces(self, loaded: PolicyIdentity | None, sessions: int) -> None:
+        """Refuse to be loaded in the place of what sessions are served with.
+
+        Raises:
+            SetupRefusedError: There are such sessions.
+        """
+        if loaded is None or not sessions:
+            return
+        # A checkpoint that was written anew has the same name.
+        changed = ", whose files have changed since," if str(self) == str(loaded) else ""
+        raise SetupRefusedError(
+            f"this server serves {loaded} to {sessions} session{'s' if sessions > 1 else ''}; {self}{changed} can be "
+            "served when they have ended, or by another server"
+        )
 
     def __str__(self) -> str:
         overridden = f" with {', '.join(self.overrides)}" if self.overrides else ""

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import torch
 
-__all__ = ["NoiseSource", "RandomState", "RequestNoise", "StreamNoise", "seed_of"]
+__all__ = ["NoiseSource", "RandomState", "RequestNoise", "StreamNoise", "random_state", "seed_of"]
 
 RandomState = tuple[torch.Tensor, list[torch.Tensor]]
 """Of the CPU's generator, and of every CUDA device's."""
@@ -57,8 +57,12 @@ class NoiseSource:
             step: Counted from the first observation of the episode.
         """
 
-    def after(self) -> None:
-        """It has ended, whatever came of it."""
+    def after(self, state: RandomState | None = None) -> None:
+        """It has ended, whatever came of it.
+
+        Args:
+            state: The generators as it left them; None: as they are now.
+        """
 
 
 class RequestNoise(NoiseSource):
@@ -88,5 +92,5 @@ class StreamNoise(NoiseSource):
     def before(self, episode: int, step: int) -> None:  # noqa: D102
         set_random_state(self._state)
 
-    def after(self) -> None:  # noqa: D102
-        self._state = random_state()
+    def after(self, state: RandomState | None = None) -> None:  # noqa: D102
+        self._state = state or random_state()

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from async_delta_inference.checkpoint_config import CheckpointConfig
 from async_delta_inference.errors import PolicyError, SetupRefusedError
 from async_delta_inference.server_adapter.lerobot.asking import REFUSED_TYPES, Way, way_of
-from async_delta_inference.server_adapter.lerobot.batches import answer_together
+from async_delta_inference.server_adapter.lerobot.batches import Together, together_of
 from async_delta_inference.server_adapter.lerobot.checkpoint import PolicyIdentity, checkpoint_config
 from async_delta_inference.server_adapter.lerobot.loading import LoadedPolicy
 from async_delta_inference.server_adapter.lerobot.session import LeRobotSession, Surroundings
@@ -37,6 +37,7 @@ class LeRobotPolicy:
         self._failures = PolicyFailures()
         self._loaded: LoadedPolicy | None = None
         self._way: Way
+        self._together: Together | None = None
         self._surroundings: dict[object, Surroundings] = {}
         self._sessions: set[LeRobotSession] = set()
 
@@ -69,13 +70,15 @@ class LeRobotPolicy:
         self.describe(spec).check(spec, carries_history=True, carries_prefix=True)
         described, policy_type = _described(spec)
         wanted = PolicyIdentity.of(spec, policy_type)
-        if self._loaded is None or wanted != self._loaded.identity:
-            self._refuse_while_others_are_served(wanted)
+        identity = self._loaded.identity if self._loaded is not None else None
+        if self._loaded is None or wanted != identity:
+            wanted.check_replaces(identity, len(self._sessions))
             # Before: two policies at once may be more than the memory holds.
             self._loaded = None
             self._surroundings.clear()
             self._loaded = LoadedPolicy(wanted, described, spec.action_dim, spec.options.seed)
             self._way = way_of(self._loaded)
+            self._together = together_of(self._loaded, self._way)
         session = self._make_session(self._loaded, spec)
         self._sessions.add(session)
         return session
@@ -97,12 +100,14 @@ class LeRobotPolicy:
         return [answers[i] for i in range(len(requests))]
 
     def _answers(self, requests: Sequence[Request]) -> Sequence[Answer]:
-        if len(requests) > 1 and self._loaded is not None and not (self._way.remembers or self._way.draws):
+        joining = [i for i, request in enumerate(requests) if not _session_of(request).continues_chunks]
+        answers: dict[int, Answer] = {}
+        if self._together is not None and len(joining) > 1:
             try:
-                return answer_together(self._loaded, self._way, requests)
+                answers = dict(zip(joining, self._together([requests[i] for i in joining]), strict=True))
             except Exception as exc:  # noqa: BLE001 - told, and then each is asked by itself
                 self._failures.as_error("inference of several at once", exc)
-        return [_answer(request, self._failures) for request in requests]
+        return [answers[i] if i in answers else _answer(request, self._failures) for i, request in enumerate(requests)]
 
     def _make_session(self, loaded: LoadedPolicy, spec: SessionSpec) -> LeRobotSession:
         """With surroundings that are shared by all that are alike, unless a processor remembers something."""
@@ -117,16 +122,6 @@ class LeRobotPolicy:
             if around.processors[0] is loaded.preprocessor:
                 self._surroundings[alike] = around
         return LeRobotSession(loaded, self._way, spec, around, self._sessions.discard)
-
-    def _refuse_while_others_are_served(self, wanted: PolicyIdentity) -> None:
-        if self._loaded is None or not self._sessions:
-            return
-        count, loaded = len(self._sessions), self._loaded.identity
-        changed = ", whose files have changed since," if wanted.is_like(loaded) else ""
-        raise SetupRefusedError(
-            f"this server serves {loaded} to {count} session{'s' if count > 1 else ''}; {wanted}{changed} can be "
-            "served when they have ended, or by another server"
-        )
 
 
 def _described(spec: SessionSpec) -> tuple[CheckpointConfig, str]:

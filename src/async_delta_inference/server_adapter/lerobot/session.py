@@ -22,6 +22,7 @@ from async_delta_inference.server_adapter.lerobot.continuing import Continuing
 from async_delta_inference.server_adapter.lerobot.loading import LoadedPolicy
 from async_delta_inference.server_adapter.lerobot.noise import (
     NoiseSource,
+    RandomState,
     RequestNoise,
     StreamNoise,
     kept_random_state,
@@ -201,16 +202,29 @@ class LeRobotSession:
             recorder.mark(stages.POSTPROCESS, observation.timestep)
         return actions
 
+    def before_noise(self, observation: Observation) -> None:
+        """Put the global generators where this observation's inference begins."""
+        assert self._first_timestep is not None
+        self._noise.before(observation.episode, observation.timestep - self._first_timestep)
+
+    def after_noise(self, state: RandomState) -> None:
+        """That inference left the generators like this."""
+        self._noise.after(state)
+
+    @property
+    def continues_chunks(self) -> bool:
+        """Whether each chunk is made from the last one, as real-time chunking does."""
+        return self._chunking is not None
+
     def _ask(self, observation: Observation, batches: list[dict[str, Any]]) -> torch.Tensor:
         way, rows = self._way, self.spec.actions_per_chunk
         if not (way.remembers or way.draws):
             with torch.inference_mode():
                 return way(batches, rows)
-        assert self._first_timestep is not None
         memory = self._loaded.memory
         if way.remembers:
             memory.put(self._remembered)
-        self._noise.before(observation.episode, observation.timestep - self._first_timestep)
+        self.before_noise(observation)
         try:
             if self._chunking is not None:
                 return self._chunking(observation, batches, rows)

@@ -70,7 +70,7 @@ class PolicyServerPolicy:
         """
         wanted = PolicyIdentity.of(spec)
         if wanted != self._loaded:
-            self._refuse_while_others_are_served(wanted)
+            wanted.check_replaces(self._loaded, len(self._sessions))
             self._loaded = None
             self._driven.load(wanted, spec)
             self._loaded = wanted
@@ -81,16 +81,6 @@ class PolicyServerPolicy:
     def infer(self, requests: Sequence[Request]) -> Sequence[Answer]:
         """Answer one request after the other; what one of them raises is that one's answer."""
         return [_answer(request, self._failures) for request in requests]
-
-    def _refuse_while_others_are_served(self, wanted: PolicyIdentity) -> None:
-        if self._loaded is None or not self._sessions:
-            return
-        count = len(self._sessions)
-        changed = ", whose files have changed since," if wanted.is_like(self._loaded) else ""
-        raise SetupRefusedError(
-            f"this server serves {self._loaded} to {count} session{'s' if count > 1 else ''}; {wanted}{changed} can be "
-            "served when they have ended, or by another server"
-        )
 
 
 def _answer(request: Request, failures: PolicyFailures) -> Answer:

@@ -1,0 +1,102 @@
+"""Several sessions in one forward pass: what each would get alone, its own noise included, but for the last bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pusht_policies import build_for_pusht, observe, skip_without_package, spec
+from small_act import begin, request
+
+from async_delta_inference.server_adapter.lerobot import LeRobotPolicy
+
+DDIM = {"noise_scheduler_type": "DDIM"}
+DEVIATION = 80.0
+"""Of the actions, by the statistics of the small policies."""
+
+
+class Table:
+    """Sessions with one policy, each with a seed of its own, and whatever they are answered."""
+
+    def __init__(self, policy: LeRobotPolicy, folder: Path, noise: str, count: int = 3) -> None:
+        self.policy = policy
+        self.sessions = [policy.open(spec(folder, noise=noise, seed=seed)) for seed in range(count)]
+        for session in self.sessions:
+            begin(session)
+
+    def ask(self, timesteps: range, *, together: bool) -> list[list[np.ndarray]]:
+        """By timestep and session."""
+        found = []
+        for timestep in timesteps:
+            seen = [observe(100 * timestep + i, session.n_obs_steps) for i, session in enumerate(self.sessions)]
+            for observation in seen:
+                observation.timestep = timestep
+            requests = [request(*pair) for pair in zip(self.sessions, seen, strict=True)]
+            rows = self.policy.infer(requests) if together else [self.policy.infer([one])[0] for one in requests]
+            assert all(isinstance(row, np.ndarray) for row in rows), rows
+            found.append(rows)
+        return found
+
+    def close(self) -> None:
+        for session in self.sessions:
+            session.close()
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> Callable[[LeRobotPolicy], list[int]]:
+    """Has the forward passes of a policy that is loaded counted: how many rows each has."""
+
+    def watch(policy: LeRobotPolicy) -> list[int]:
+        assert policy.loaded is not None
+        seen: list[int] = []
+        kind = type(policy.loaded.policy)
+        ask = kind.predict_action_chunk
+
+        def counted(self: Any, batch: Any, **given: Any) -> Any:
+            seen.append(len(batch["observation.state"]))
+            return ask(self, batch, **given)
+
+        monkeypatch.setattr(kind, "predict_action_chunk", counted)
+        return seen
+
+    return watch
+
+
+def alone_and_together(folder: Path, noise: str, watch: Callable[[LeRobotPolicy], list[int]]) -> tuple[Any, Any, Any]:
+    policy = LeRobotPolicy()
+    alone = Table(policy, folder, noise)
+    expected = alone.ask(range(3), together=False)
+    alone.close()
+    table = Table(policy, folder, noise)
+    # Asked alone in between, a session goes on with its own noise.
+    found = [*table.ask(range(1), together=True), *table.ask(range(1, 2), together=False)]
+    seen = watch(policy)
+    found += table.ask(range(2, 3), together=True)
+    table.close()
+    return expected, found, seen
+
+
+@pytest.mark.parametrize("noise", ["request", "stream"])
+@pytest.mark.parametrize(("kind", "changes"), [("act", {}), ("smolvla", {}), ("diffusion", DDIM)])
+def test_policies_that_are_given_their_noise_answer_all_in_one_pass(
+    kind: str, changes: dict[str, Any], noise: str, tmp_path: Path, passes: Any
+) -> None:
+    skip_without_package(kind)
+    expected, found, seen = alone_and_together(build_for_pusht(kind, tmp_path, **changes), noise, passes)
+    assert seen == [3]
+    for row, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(np.stack(row), np.stack(other), rtol=0, atol=5e-6 * DEVIATION)
+
+
+@pytest.mark.parametrize("kind", ["diffusion", "vqbet"])
+def test_policies_that_draw_for_themselves_are_asked_one_after_the_other(
+    kind: str, tmp_path: Path, passes: Any
+) -> None:
+    """The former is DDPM, which draws at every step of its denoising."""
+    skip_without_package(kind)
+    expected, found, seen = alone_and_together(build_for_pusht(kind, tmp_path), "stream", passes)
+    assert seen == [1, 1, 1]
+    assert [[one.tobytes() for one in row] for row in found] == [[one.tobytes() for one in row] for row in expected]
