@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -215,6 +216,8 @@ def test_help_tells_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
     for name in SimClientConfig.__dataclass_fields__:
         assert f"--{name}" in text
     assert "seconds for the server to be reached" in text.lower()
+    # draccus takes a line of a docstring for a field's definition if it looks like one, and so loses that field's help.
+    assert set(re.findall(r" --(\w[\w.]+) [a-zA-Z[][\w\]]* (?=--[a-z])", text)) <= {"help"}
 
 
 def test_no_flag_has_two_meanings() -> None:

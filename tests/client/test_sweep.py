@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from stub_environment import SOLVED, StubEnvironment
 
-from async_delta_inference.client import Environment, EpisodeSpec, SimClientConfig, register_environment
+from async_delta_inference.client import Environment, EpisodeSpec, SimClientConfig, register_environment, sweep_cli
 from async_delta_inference.client.compare.runs import read_finished
 from async_delta_inference.client.sweep import split_grid
 from async_delta_inference.client.sweep_cli import main, run_sweep
@@ -55,7 +55,7 @@ def server() -> Iterator[Server]:
 def parse(words: Sequence[str]) -> SimClientConfig:
     """As the command does, without LeRobot."""
     flags: dict[str, Any] = dict(word.removeprefix("--").split("=", 1) for word in words)
-    for name in ("n_episodes", "actions_per_chunk"):
+    for name in {"n_episodes", "actions_per_chunk", "max_batch"} & set(flags):
         flags[name] = int(flags[name])
     return SimClientConfig(env=SimpleNamespace(type="fragile"), progress=False, **flags)
 
@@ -121,6 +121,35 @@ def test_points_pair_with_each_other(server: Server, tmp_path: Path) -> None:
     assert [e.spec for e in first.episodes.values()] == [e.spec for e in second.episodes.values()]
 
 
+def test_server_of_its_own_is_told_what_is_the_servers(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Any] = []
+
+    class Child:
+        def __init__(self, transport: str, log: Path, *, policy_host: str, flags: list[str]) -> None:
+            told.append((transport, policy_host, flags))
+
+        def wait_until_ready(self, timeout_s: float) -> str:
+            return "inproc://sweep"
+
+        def stop(self) -> None:
+            told.append("stopped")
+
+    monkeypatch.setattr(sweep_cli, "EmbeddedServer", Child)
+    given = [word for word in words(tmp_path) if not word.startswith("--server_address")]
+
+    def parse_own(given: Sequence[str]) -> SimClientConfig:
+        # There is no checkpoint: it is named while the configuration asks for one, and not when it is looked at.
+        has_server = any(word.startswith("--server_address") for word in given)
+        return parse([*given] if has_server else [*given, "--pretrained_name_or_path=a/b"])
+
+    assert run_sweep([*given, "--max_batch=2", "--policy_host=policy_server"], parse_own) == 0
+    assert told == [("shm", "policy_server", ["--max_batch=2", "--max_sessions=64"]), "stopped"]
+    run = read_finished(tmp_path / "on_starvation=skip,inference_delay=4")
+    assert run.flags["max_batch"] == 2
+
+
 def test_lists_are_single_values() -> None:
     points, others = split_grid(["--sweep.env.task_ids=[0,1],[2]", "--seed=3"])
     assert [point.arguments for point in points] == [["--env.task_ids=[0,1]"], ["--env.task_ids=[2]"]]
@@ -135,6 +164,7 @@ def test_lists_are_single_values() -> None:
         (["--sweep.seed="], "write --sweep.FLAG=VALUE"),
         (["--sweep.seed"], "write --sweep.FLAG=VALUE"),
         (["--sweep.output_dir=a,b"], "one output_dir"),
+        (["--sweep.max_batch=1,2"], "one max_batch"),
         (["--sweep.seed=1,2", "--seed=3"], "--seed is given twice"),
         (["--sweep.seed=1,1"], "twice"),
     ],

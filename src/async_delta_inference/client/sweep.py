@@ -16,8 +16,8 @@ __all__ = ["Point", "Sweep", "split_grid"]
 
 SWEEP_NAME = "sweep.json"
 _SWEPT = "--sweep."
-_NOT_SWEPT = ("output_dir", "overwrite", "resume", "server_address", "transport")
-"""What a sweep chooses itself."""
+_NOT_SWEPT = ("output_dir", "overwrite", "resume", "server_address", "transport", "policy_host", "max_batch")
+"""What a sweep chooses itself, and what its one server is told."""
 
 
 @dataclass(frozen=True, slots=True)

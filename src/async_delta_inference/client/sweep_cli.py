@@ -14,7 +14,7 @@ from async_delta_inference.client.evaluation import evaluate
 from async_delta_inference.client.record.figures import run_figures
 from async_delta_inference.client.report.curves import delay_charts
 from async_delta_inference.client.report.page import ReportedRun, report_page
-from async_delta_inference.client.run.embedded_server import EmbeddedServer
+from async_delta_inference.client.run.embedded_server import EmbeddedServer, flags_for_many
 from async_delta_inference.client.sim_client import SimClient
 from async_delta_inference.client.sweep import Point, Sweep, split_grid
 from async_delta_inference.client.view.sweep_table import Row, sweep_csv, sweep_table
@@ -68,7 +68,10 @@ def run_sweep(words: Sequence[str], parse: Parse) -> int:
         def run_point(point: Point, into: Path) -> None:
             resume = ["--resume=true"] if (into / "run.yaml").exists() else []
             given = [f"--server_address={address()}"] if configs[0].server_address is None else []
-            config = parse([*common, *point.arguments, f"--output_dir={into}", *given, *resume])
+            alike = [word for word in common if not word.startswith("--max_batch=")]
+            config = parse([*alike, *point.arguments, f"--output_dir={into}", *given, *resume])
+            # Refused beside an address, since it is for a server of one's own; the sweep's server has been told.
+            config.max_batch = configs[0].max_batch
             result = evaluate(config) if config.n_envs is not None else SimClient(config).run()
             if result.given_up:
                 raise EpisodeError(
@@ -100,7 +103,8 @@ def _server(config: SimClientConfig, folder: Path) -> Iterator[Callable[[], str]
             return config.uri
         if not started:
             assert config.transport is not None  # resolved by the configuration
-            started.append(EmbeddedServer(config.transport, folder / "server.log"))
+            host, flags = config.policy_host, flags_for_many(config)
+            started.append(EmbeddedServer(config.transport, folder / "server.log", policy_host=host, flags=flags))
         return started[0].wait_until_ready(config.setup_timeout_s)
 
     try:

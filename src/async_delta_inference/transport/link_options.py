@@ -80,7 +80,7 @@ class TlsOptions:
 
     Args:
         cert: Certificate of this side's, with its chain.
-        key: Its private key.
+        key: That certificate's private key.
         ca: Whom to trust: a client the server's certificate; a server that has it asks clients for certificates, too.
 
     Raises:

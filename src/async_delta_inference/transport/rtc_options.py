@@ -20,9 +20,9 @@ class RtcOptions:
     """How a chunk is made to continue the one before it.
 
     Args:
-        enabled: Whether it is.
-        execution_horizon: Over how many actions of the last chunk the new one is guided.
-        max_guidance_weight: At most.
+        enabled: Whether it is; off by default.
+        execution_horizon: Over how many actions of the last chunk the new one is guided; at least 1.
+        max_guidance_weight: Bound of the guidance's weight, above 0.
         prefix_attention_schedule: How the guidance fades over the horizon: ZEROS, ONES, LINEAR or EXP.
         short_leftover: Where fewer actions of the last chunk are left than the horizon: ``pad`` guides to zeros behind
             them, as lerobot-rollout does, ``shorten`` shortens the horizon, as LeRobot's RTC itself does.
@@ -36,7 +36,7 @@ class RtcOptions:
     execution_horizon: int = 10
     """Over how many actions of the last chunk the new one is guided."""
     max_guidance_weight: float = 10.0
-    """At most."""
+    """Bound of the weight of that guidance."""
     prefix_attention_schedule: str = "LINEAR"
     """How the guidance fades over the horizon: ZEROS, ONES, LINEAR or EXP."""
     short_leftover: str = "pad"

@@ -11,15 +11,24 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from async_delta_inference.client.config import SimClientConfig
 from async_delta_inference.client.run.child_process import can_fork, start_child
 from async_delta_inference.embedding import ANNOUNCE_FD, EXIT_WITH_STDIN
 from async_delta_inference.errors import PeerUnreachableError
 from async_delta_inference.transport.registry import backend, split_uri
 
-__all__ = ["EmbeddedServer"]
+__all__ = ["EmbeddedServer", "flags_for_many"]
 
 _MODULE = "async_delta_inference.server_adapter"
 _EXIT_TIMEOUT_S = 5.0
+
+
+def flags_for_many(config: SimClientConfig) -> list[str]:
+    """What a server is told that serves all simulators of a run, or of several."""
+    flags = [f"--max_batch={config.max_batch}"]
+    if (config.n_envs or "1").isdecimal():
+        flags.append(f"--max_sessions={max(64, 2 * int(config.n_envs or 1))}")
+    return flags
 
 
 class EmbeddedServer:

@@ -22,7 +22,7 @@ from async_delta_inference.client.record.events import (
     ServerStarted,
 )
 from async_delta_inference.client.record.results import GivenUp
-from async_delta_inference.client.run.embedded_server import EmbeddedServer
+from async_delta_inference.client.run.embedded_server import EmbeddedServer, flags_for_many
 from async_delta_inference.client.run.first_look import say
 from async_delta_inference.client.run.forking import Forker
 from async_delta_inference.client.run.interrupts import interrupts_held
@@ -290,12 +290,12 @@ class ProcessRunner:
 
     def _start_server(self) -> None:
         assert self._config.transport is not None  # resolved by the configuration
-        flags = [f"--max_batch={self._config.max_batch}"]
-        if (self._config.n_envs or "1").isdecimal():
-            flags.append(f"--max_sessions={max(64, 2 * int(self._config.n_envs or 1))}")
         name = "server.log" if not self._restarts else f"server_{self._restarts}.log"
         self._server = EmbeddedServer(
-            self._config.transport, self._output_dir / name, policy_host=self._config.policy_host, flags=flags
+            self._config.transport,
+            self._output_dir / name,
+            policy_host=self._config.policy_host,
+            flags=flags_for_many(self._config),
         )
 
     def _end_workers(self) -> None:
