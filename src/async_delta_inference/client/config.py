@@ -86,7 +86,15 @@ class SimClientConfig(PolicyFlags):
     render_device: int | None = None
     """Device that EGL renders on, apart from the policy's; none: MUJOCO_EGL_DEVICE_ID, else one that is there."""
     n_envs: str | None = None
-    """Simulators at the same time, each in a process of its own, or auto; none: one, in this process."""
+    """Simulators at the same time, each in a process of its own, or auto; none: one, in this process (auto with
+    --runner=ray)."""
+    runner: str = "processes"
+    """Where those of --n_envs run: processes, of this machine, or ray, on the nodes of a Ray cluster."""
+    ray_address: str | None = None
+    """With --runner=ray: of a cluster that is there, such as 10.0.0.1:6379, or auto for this node's; none, or local:
+    one that is started here and ends with the run."""
+    num_servers: int | None = None
+    """With --runner=ray: policy servers; none: one for each GPU of the cluster if the policy runs on one, else one."""
     max_batch: int = 1
     """With --n_envs: observations of different simulators that the policy is given together, at most."""
     max_retries: int = 2
@@ -201,6 +209,7 @@ class SimClientConfig(PolicyFlags):
         Raises:
             ConfigError: One line that names the flag and the remedy.
         """
+        self._check_runner()
         if self.n_envs is not None:
             self.n_envs = str(self.n_envs)
             _require(
@@ -209,7 +218,8 @@ class SimClientConfig(PolicyFlags):
             )
             for name in ("trace", "stop_when", "record_dataset", "display_data"):
                 # In the order of the plan, which several simulators do not keep.
-                _require(not getattr(self, name), f"--{name} follows one simulator in one process: leave --n_envs out")
+                several = "--runner=ray" if self.runner == "ray" else "--n_envs"
+                _require(not getattr(self, name), f"--{name} follows one simulator in one process: leave {several} out")
         _require(self.max_batch >= 1, f"--max_batch must be at least 1, got {self.max_batch}")
         _require(
             self.max_batch == 1 or self.server_address is None,
@@ -217,6 +227,34 @@ class SimClientConfig(PolicyFlags):
         )
         _require(self.max_retries >= 0, f"--max_retries must not be negative, got {self.max_retries}")
         _require(self.episode_timeout_s > 0, f"--episode_timeout_s must be positive, got {self.episode_timeout_s}")
+
+    def _check_runner(self) -> None:
+        _one_of("runner", self.runner, "processes", "ray")
+        for name in ("ray_address", "num_servers"):
+            _require(self.runner == "ray" or getattr(self, name) is None, f"--{name} is for --runner=ray: add that")
+        if self.runner != "ray":
+            return
+        self.n_envs = "auto" if self.n_envs is None else self.n_envs
+        _require(self.num_servers is None or self.num_servers >= 1, "--num_servers must be at least 1")
+        _require(
+            self.num_servers is None or self.server_address is None,
+            "--num_servers is for servers of this run's own, and --server_address names one that is there already",
+        )
+        _require(
+            not (self.ray_address or "").startswith("ray://"),
+            f"--ray_address={self.ray_address}: Ray's client protocol is not spoken; run the command on a node of the "
+            "cluster, with --ray_address=auto",
+        )
+        _require(
+            self.server_address is not None or self.policy_device.partition(":")[2] in ("", "0"),
+            f"--policy_device={self.policy_device}: Ray gives each server its GPU, so say cuda, or cpu",
+        )
+        _require(self.client_device == "cpu", "--client_device: workers ask Ray for no device; leave it out")
+        _require(
+            self.grpc.image_encoding != "jpeg" or self.server_address is not None,
+            "--grpc.image_encoding=jpeg changes frames between nodes and not within one, so that results would depend "
+            "on who runs what; png does not",
+        )
 
     def _check_folder(self) -> None:
         if self.resume is None:

@@ -21,7 +21,8 @@ from async_delta_inference.client.run.checkpoint import local_checkpoint
 from async_delta_inference.client.run.interrupts import interrupts_held
 from async_delta_inference.client.run.process_runner import ProcessRunner
 from async_delta_inference.client.run.repeatability import taken_together
-from async_delta_inference.errors import ConfigError
+from async_delta_inference.client.run.runner import Runner
+from async_delta_inference.errors import ConfigError, MissingExtraError
 from async_delta_inference.transport.registry import backend, split_uri
 
 __all__ = ["Evaluation", "evaluate"]
@@ -30,7 +31,8 @@ logger = logging.getLogger(__name__)
 
 
 class Evaluation:
-    """An evaluation whose simulators are processes of their own; iterate over it, and it runs.
+    """An evaluation whose simulators are processes of their own, of this machine's or of a Ray cluster's; iterate over
+    it, and it runs.
 
     ::
 
@@ -82,7 +84,9 @@ class Evaluation:
             self._record.begin(describe_run(self._config, checkpoint, delays))
             stack.callback(self._end)
             earlier = self._record.earlier_delays
-            self._runner = ProcessRunner(self._config, self.output_dir, self._plan, earlier[0] if earlier else None)
+            self._runner = _runner_of(self._config)(
+                self._config, self.output_dir, self._plan, earlier[0] if earlier else None
+            )
             self._started_s = time.perf_counter()
             events = self._runner.run()
             stack.callback(events.close)  # type: ignore[attr-defined]
@@ -171,6 +175,18 @@ def evaluate(
         if on_event is not None:
             on_event(event)
     return evaluation.result
+
+
+def _runner_of(config: SimClientConfig) -> type[Runner]:
+    if config.runner == "processes":
+        return ProcessRunner
+    try:
+        from async_delta_inference.client.run.on_ray.ray_runner import RayRunner
+    except ModuleNotFoundError as exc:
+        if (exc.name or "").partition(".")[0] != "ray":
+            raise
+        raise MissingExtraError("ray", "--runner=ray") from exc
+    return RayRunner
 
 
 def _plain(config: SimClientConfig, n_envs: int | str | None) -> SimClientConfig:

@@ -27,7 +27,7 @@ from async_delta_inference.client.record.events import (
     RunStarted,
     ServerStarted,
 )
-from async_delta_inference.client.run import forking, process_runner
+from async_delta_inference.client.run import forking, own_servers
 from async_delta_inference.client.run.plan import WorkList
 from async_delta_inference.errors import ConfigError, EpisodeError
 from async_delta_inference.transport.testing import ServedPeer
@@ -194,7 +194,7 @@ def test_a_server_of_its_own_that_dies_is_started_again(
     server: ServedPeer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     evaluate(config(tmp_path / "whole", server.uri))
-    monkeypatch.setattr(process_runner, "EmbeddedServer", KillableServer)
+    monkeypatch.setattr(own_servers, "EmbeddedServer", KillableServer)
     checkpoint = tmp_path / "policy"
     checkpoint.mkdir()
     cameras = {"observation.images.camera": {"shape": [3, 4, 4]}}

@@ -40,6 +40,7 @@ _SAMPLE_BYTES = 2**16
 _SAME_EPISODES = frozenset(
     [
         *("n_episodes", "output_dir", "overwrite", "resume", "check", "n_envs", "max_retries", "episode_timeout_s"),
+        *("runner", "ray_address", "num_servers"),
         *(
             "transport",
             "server_address",

@@ -39,11 +39,12 @@ class EmbeddedServer:
     process is killed, ends the child: at once while it loads, in order once it serves.
 
     Args:
-        transport: Scheme to serve on; the child takes an address that nobody else has.
+        transport: Scheme to serve on, several with commas; the child takes an address that nobody else has.
         log_path: The file that takes what the server prints.
         trace: The file that takes its stages when it ends; None: they are not recorded.
         policy_host: What it asks for actions, as its flag of that name.
         flags: Further ones, such as ``--max_batch=8``.
+        module: The program, which takes the flags of ``async-delta-serve``.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class EmbeddedServer:
         *,
         policy_host: str = "lerobot",
         flags: Sequence[str] = (),
+        module: str = _MODULE,
     ) -> None:
         self.log_path = log_path
         log_path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,10 +73,10 @@ class EmbeddedServer:
         }
         fork = can_fork("lerobot.processor")
         try:
-            self._process = start_child(_MODULE, arguments, environment, log_path, write_end, fork=fork)
+            self._process = start_child(module, arguments, environment, log_path, write_end, fork=fork)
         finally:
             os.close(write_end)
-        self._uri: str | None = None
+        self._uris: tuple[str, ...] = ()
         self._stopped = False
 
     @property
@@ -87,15 +89,20 @@ class EmbeddedServer:
         """Whether it died, or was stopped."""
         return self._process.wait(0.0)
 
+    @property
+    def uris(self) -> tuple[str, ...]:
+        """All that it listens on, once it is ready."""
+        return self._uris
+
     def wait_until_ready(self, timeout_s: float) -> str:
-        """The URI that the server listens on, once it does.
+        """The URI that the server listens on, once it does; the first one of several.
 
         Raises:
             PeerUnreachableError: It ended, or was not ready in time; the message quotes its log.
         """
         deadline_s = time.monotonic() + timeout_s
         announced = b""
-        while self._uri is None:
+        while not self._uris:
             remaining_s = deadline_s - time.monotonic()
             ready, _, _ = select.select([self._announcement], [], [], max(0.0, remaining_s))
             if not ready:
@@ -105,10 +112,10 @@ class EmbeddedServer:
             part = os.read(self._announcement, 4096)
             announced += part
             if announced.endswith(b"\n"):
-                self._uri = announced.decode().strip()
+                self._uris = tuple(announced.decode().split())
             elif not part:
                 raise PeerUnreachableError(f"the embedded server ended before it was ready{self._quote_log()}")
-        return self._uri
+        return self._uris[0]
 
     def stop(self) -> None:
         """End the child and wait for it; idempotent."""
@@ -134,8 +141,8 @@ class EmbeddedServer:
 
     def _remove_what_is_left(self) -> None:
         """A child that was killed while it served, by us or by anybody, could not tidy up."""
-        if self._uri is not None:
-            scheme, address = split_uri(self._uri)
+        for uri in self._uris:
+            scheme, address = split_uri(uri)
             backend(scheme).listener.remove_what_is_left(address)
 
     def _quote_log(self) -> str:

@@ -25,7 +25,7 @@ from typing import Any
 from async_delta_inference.client.run.child_process import can_fork
 from async_delta_inference.errors import PeerUnreachableError
 
-__all__ = ["Forked", "Forker", "main"]
+__all__ = ["Forked", "Forker", "import_main", "main", "main_module"]
 
 _PRELOADED_IF_HERE = ("lerobot.envs.configs", "lerobot.envs.factory", "gymnasium")
 """Loaded where this process has done so, since the workers will need it, too."""
@@ -118,7 +118,7 @@ class Forker:
             theirs.close()
             os.close(their_life)
         forked = Forked(self, pid, ours, our_life)
-        ours.send((dict(os.environ), sys.path, os.getcwd(), _main_module()))
+        ours.send((dict(os.environ), sys.path, os.getcwd(), main_module()))
         ours.send((target, arguments))
         return forked
 
@@ -236,7 +236,7 @@ def _be_the_worker(connection: Connection, life_fd: int) -> None:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         sys.path[:] = path
         os.chdir(folder)
-        _import_main(main_module)
+        import_main(main_module)
         target, arguments = connection.recv()
         target(connection, *arguments)
         status = 0
@@ -260,7 +260,7 @@ def _die_with(life_fd: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _main_module() -> dict[str, Any]:
+def main_module() -> dict[str, Any]:
     """What a child must know to import the program's own module, as multiprocessing does: environments are registered
     there.
     """
@@ -270,7 +270,8 @@ def _main_module() -> dict[str, Any]:
     return {key: data[key] for key in ("init_main_from_name", "init_main_from_path") if key in data}
 
 
-def _import_main(data: dict[str, Any]) -> None:
+def import_main(data: dict[str, Any]) -> None:
+    """In a child: import what `main_module` said there."""
     from multiprocessing.spawn import prepare
 
     prepare(data)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from async_delta_inference.client.config import SimClientConfig
 
-__all__ = ["number_of_simulators"]
+__all__ = ["cores", "number_of_simulators", "simulator_bytes"]
 
 _GIB = 2**30
 _SIMULATOR_BYTES = {"libero": 3 * _GIB, "libero_plus": 3 * _GIB}
@@ -22,16 +22,25 @@ def number_of_simulators(config: SimClientConfig, episodes: int) -> int:
 
     ``auto``: one for each core, as far as memory goes.
     """
-    wanted = _automatic(str(getattr(config.env, "type", ""))) if config.n_envs == "auto" else int(config.n_envs or 1)
+    wanted = _automatic(config) if config.n_envs == "auto" else int(config.n_envs or 1)
     return max(1, min(wanted, episodes))
 
 
-def _automatic(env_type: str) -> int:
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+def cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def simulator_bytes(config: SimClientConfig) -> int:
+    """Memory that one simulator takes."""
+    return _SIMULATOR_BYTES.get(str(getattr(config.env, "type", "")), _OTHER_BYTES)
+
+
+def _automatic(config: SimClientConfig) -> int:
     available = _available_bytes()
     if available is None:
-        return cores
-    return min(cores, (available - _RESERVE_BYTES) // _SIMULATOR_BYTES.get(env_type, _OTHER_BYTES))
+        return cores()
+    return min(cores(), (available - _RESERVE_BYTES) // simulator_bytes(config))
 
 
 def _available_bytes() -> int | None:

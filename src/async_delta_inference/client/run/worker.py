@@ -1,4 +1,4 @@
-"""A worker process: one simulator at a time, its control loop, and its own session with the server."""
+"""A worker: one simulator at a time, its control loop, and its own session with the server."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import faulthandler
 import signal
 import time
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from async_delta_inference.client.config import SimClientConfig
 from async_delta_inference.client.control.action_queue import ActionQueue
@@ -42,7 +41,7 @@ from async_delta_inference.errors import (
 )
 from async_delta_inference.transport import Transport, TransportOptions, open_transport
 
-__all__ = ["Alarmed", "Connect", "Described", "Failed", "Ready", "RunEpisode", "WorkerSetup", "work"]
+__all__ = ["Alarmed", "Connect", "Described", "Failed", "Line", "Ready", "RunEpisode", "WorkerSetup", "live", "work"]
 
 _HEARTBEAT_S = 0.25
 
@@ -140,31 +139,54 @@ class Failed:
     reason: str
 
 
-def work(connection: Connection, setup: WorkerSetup) -> None:
-    """The whole life of a worker: until its pipe ends, or something failed that is not the server.
+class Line(Protocol):
+    """Between a worker and whoever started it: a pipe, or what stands for one."""
+
+    def send(self, obj: Any, /) -> None:
+        """Say something."""
+
+    def recv(self) -> Any:
+        """Wait for what the other side says.
+
+        Raises:
+            EOFError: It is gone.
+        """
+
+
+def work(line: Line, setup: WorkerSetup) -> None:
+    """The whole life of a worker that has a process for itself.
 
     Raises:
         EOFError: Whoever started it is gone, or needs it no more.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     faulthandler.enable()
-    worker = _Worker(connection, setup)
+    live(line, setup)
+
+
+def live(line: Line, setup: WorkerSetup) -> None:
+    """The whole life of a worker: until its line ends, or something failed that is not the server.
+
+    Raises:
+        EOFError: Whoever started it is gone, or needs it no more.
+    """
+    worker = _Worker(line, setup)
     try:
         while worker.goes_on:
-            worker.obey(connection.recv())
+            worker.obey(line.recv())
     finally:
         worker.close()
 
 
 class _Worker(RunObserver):
-    def __init__(self, connection: Connection, setup: WorkerSetup) -> None:
+    def __init__(self, line: Line, setup: WorkerSetup) -> None:
         self.goes_on = True
-        self._connection = connection
+        self._line = line
         self._setup = setup
         self._config = setup.config
         self._folder = OutputFolder(setup.output_dir)
         self._videos = VideoRecorder(self._folder, setup.config.n_videos)
-        self._first_look = FirstLook(setup.config, lambda alarms: connection.send(Alarmed(tuple(alarms))))
+        self._first_look = FirstLook(setup.config, lambda alarms: line.send(Alarmed(tuple(alarms))))
         self._environments: list[Environment] = []
         self._built: Environment | None = None
         self._transport: Transport | None = None
@@ -206,7 +228,7 @@ class _Worker(RunObserver):
         except (AsyncDeltaError, MemoryError) as exc:
             what, reason = "simulator", str(exc) or type(exc).__name__
         self.goes_on = what == "server"
-        self._connection.send(Failed(what, " ".join(reason.split())))
+        self._line.send(Failed(what, " ".join(reason.split())))
 
     def _describe(self) -> None:
         config = self._config
@@ -224,7 +246,7 @@ class _Worker(RunObserver):
             for environment in self._environments
             for index in range(config.n_episodes)
         ]
-        self._connection.send(Described(tuple(episodes), config.fps or self._environments[0].fps))
+        self._line.send(Described(tuple(episodes), config.fps or self._environments[0].fps))
 
     def _make_environments(self) -> list[Environment]:
         made = make_environments(self._config.env, self._config.environment_options())
@@ -250,7 +272,7 @@ class _Worker(RunObserver):
         clock = make_clock(config, fps, None if trace is None else read_recorded_delays(trace), measure)
         self._loop = ControlLoop(config.control_options(), transport, source, clock, queue, self, self._alive)
         policy = transport.description or f"{config.policy_type} from {config.pretrained_name_or_path}"
-        self._connection.send(Ready(policy, transport.spoken, clock.delays))
+        self._line.send(Ready(policy, transport.spoken, clock.delays))
 
     def _run(self, spec: EpisodeSpec) -> None:
         environment = next(e for e in self._environments if (e.task_group, e.task_id) == spec.key[:2])
@@ -266,7 +288,7 @@ class _Worker(RunObserver):
         unwritten = tuple((str(path), reason) for path, reason in self._folder.unwritten.items())
         self._folder.unwritten.clear()
         repeatable = taken_together([self._repeatable, getattr(environment, "repeatable", None)])
-        self._connection.send(EpisodeEnded(self._setup.index, result, unwritten, repeatable))
+        self._line.send(EpisodeEnded(self._setup.index, result, unwritten, repeatable))
 
     # As the loop's observer.
 
@@ -275,7 +297,7 @@ class _Worker(RunObserver):
         self._videos.episode_started(environment, episode)
         self._steps = 0
         spec = environment.episode(episode, self._config.seed + episode)
-        self._connection.send(EpisodeStarted(self._setup.index, spec, environment.max_episode_steps))
+        self._line.send(EpisodeStarted(self._setup.index, spec, environment.max_episode_steps))
         self._told_s = time.monotonic()
 
     def stepped(self, environment: Environment, outcome: StepResult) -> None:
@@ -290,5 +312,5 @@ class _Worker(RunObserver):
         now_s = time.monotonic()
         if now_s - self._told_s > _HEARTBEAT_S:
             self._told_s = now_s
-            self._connection.send(Stepped(self._setup.index, self._steps))
+            self._line.send(Stepped(self._setup.index, self._steps))
         return True

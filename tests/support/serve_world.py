@@ -1,0 +1,28 @@
+"""In place of ``async-delta-serve``, which loads lerobot: serves the policy of `worker_world` by the same flags."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from worker_world import make_policy
+
+from async_delta_inference.embedding import Parent
+from async_delta_inference.transport import serve
+from async_delta_inference.transport.link_options import GrpcOptions, LinkOptions
+
+
+def main() -> None:
+    parent = Parent.from_environment()
+    flags = dict(word.removeprefix("--").split("=", 1) for word in sys.argv[1:])
+    pairs = zip(flags["transport"].split(","), flags["server_address"].split(","), strict=True)
+    link = LinkOptions(GrpcOptions(flags["grpc.dialect"]))
+    with serve(make_policy(), *(f"{scheme}://{address}" for scheme, address in pairs), link=link) as server:
+        parent.ends_us_in_order()
+        parent.announce(server.uris)
+        while os.read(sys.stdin.fileno(), 4096):
+            pass
+
+
+if __name__ == "__main__":
+    main()
