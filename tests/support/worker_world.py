@@ -28,8 +28,8 @@ class WorldConfig:
 
     Args:
         tasks: How many.
-        does: ``<task> <episode>`` to what its simulator does in step 3: crash, hang, raise, or once: crash the first
-            time; what has happened is a file in ``folder``.
+        does: ``<task> <episode>`` to what its simulator does in step 3: crash, hang, raise, once: crash the first
+            time, or wait: until ``go`` is in ``folder``; what has happened is a file there.
         folder: See there.
         step_s: How long a step sleeps.
     """
@@ -85,6 +85,8 @@ class World(Environment):
             os.kill(os.getpid(), signal.SIGSEGV)
         if deed == "hang":
             signal.pause()
+        while deed == "wait" and not (self._config.folder / "go").exists():
+            time.sleep(0.01)
         if deed == "raise":
             raise ValueError("it broke")
 

@@ -157,9 +157,9 @@ def _put_back(variables: dict[str, str | None]) -> None:
 
 @contextmanager
 def _handlers_kept() -> Iterator[None]:
-    """Ray replaces the handler of SIGTERM, by one that ends the process."""
+    """Ray replaces the handler of SIGTERM, by one that ends the process; it can do so in the main thread only."""
+    handlers = {number: signal.getsignal(number) for number in _SIGNALS}
     try:
-        handlers = {number: signal.getsignal(number) for number in _SIGNALS}
         yield
     finally:
         for number, handler in handlers.items():
