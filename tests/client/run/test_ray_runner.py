@@ -30,22 +30,26 @@ LOOPBACK = "127.0.0.1"
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    """Two nodes of two CPUs, so that one server and three workers are on both of them, however Ray places them."""
+    """Two nodes of two CPUs, so that one server and three workers are on both of them, however Ray places them; and the
+    head, which has none.
+    """
     from ray._private import ray_constants
     from ray.cluster_utils import Cluster
 
     folder = Path(tempfile.mkdtemp(prefix="adi-ray-"))
     (folder / "ray").mkdir()
-    node = {"num_cpus": 2, "node_ip_address": LOOPBACK, "object_store_memory": 80 * 2**20}
+    node: dict[str, Any] = {"num_cpus": 2, "node_ip_address": LOOPBACK, "object_store_memory": 80 * 2**20}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_TMPDIR", str(folder))
         # Ray takes another address for the loopback one, unless it thinks that it cannot have several nodes.
         patch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         patch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", False)
-        cluster = Cluster(initialize_head=True, head_node_args=node | {"include_dashboard": False})
+        cluster = Cluster(initialize_head=True, head_node_args=node | {"num_cpus": 0, "include_dashboard": False})
         try:
-            cluster.add_node(**node)
+            for _ in range(2):
+                cluster.add_node(wait=False, **node)
+            cluster.wait_for_nodes()
             yield cluster
         finally:
             cluster.shutdown()
@@ -179,30 +183,23 @@ def test_without_ray_one_line_names_the_extra(
 def test_a_node_that_is_removed_takes_no_episode_with_it(
     cluster: Any, alone: dict[str, Any], checkpoint: Path, tmp_path: Path
 ) -> None:
-    """The last one: the cluster has one node after it. The server is on the node that goes."""
-    ray.init(address=cluster.address, configure_logging=False, log_to_driver=False)
-    try:
-        here = ray.get_runtime_context().get_node_id()
-        near = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(here, soft=False)
-        occupied = ray.remote(_Occupant).options(num_cpus=2, scheduling_strategy=near).remote()
-        ray.get(occupied.sits.remote())
-        run = on_ray(tmp_path / "out", checkpoint, WorldConfig(2, step_s=0.02), n_envs=2)
-        events: list[Event] = []
-        for event in Evaluation(run):
-            events.append(event)
-            if isinstance(event, ServerStarted) and occupied is not None:
-                ray.kill(occupied)
-                occupied = None
-            if isinstance(event, EpisodeEnded) and len(cluster.worker_nodes) > 0:
-                cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
-    finally:
-        ray.shutdown()
-    assert [event.restarts for event in events if isinstance(event, ServerStarted)] == [0, 1]
+    """The one that the server is on, so that three workers are left with two CPUs. The last test: it stays removed."""
+    run = on_ray(tmp_path / "out", checkpoint, WorldConfig(2, step_s=0.02), ray_address=cluster.address)
+    restarts = []
+    for event in Evaluation(run):
+        if isinstance(event, ServerStarted):
+            restarts.append(event.restarts)
+        if isinstance(event, EpisodeEnded) and len(cluster.worker_nodes) == 2:
+            (server,) = actors("ServerActor")
+            cluster.remove_node(node_of(server, cluster), allow_graceful=False)
+    assert restarts == [0, 1]
     assert kept(tmp_path / "out") == alone
 
 
-class _Occupant:
-    """Has the head's CPUs, so that the first actors of a run go elsewhere."""
-
-    def sits(self) -> None:
-        """It is there."""
+def node_of(actor: psutil.Process, cluster: Any) -> Any:
+    """Actors are children of their node's raylet."""
+    return next(
+        node
+        for node in cluster.worker_nodes
+        if any(raylet.process.pid == actor.ppid() for raylet in node.all_processes["raylet"])
+    )

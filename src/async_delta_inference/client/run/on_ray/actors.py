@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import queue
+import shutil
 import sys
 import tempfile
 import threading
@@ -52,7 +53,7 @@ class Surroundings:
         """
         os.environ.update(self.variables)
         sys.path += [folder for folder in self.path if folder not in sys.path]
-        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, self.path))
         if log.parent.is_dir():
             with log.open("ab") as file:
                 for descriptor in (1, 2):
@@ -208,9 +209,10 @@ class ServerActor:
 
     def __init__(self, surroundings: Surroundings, setup: ServerSetup) -> None:
         surroundings.take_up(setup.log)
-        log = setup.log
+        log, self._folder = setup.log, ""
         if not log.parent.is_dir():
-            log = Path(tempfile.mkdtemp(prefix="adi-server-")) / log.name
+            self._folder = tempfile.mkdtemp(prefix="adi-server-")
+            log = Path(self._folder) / log.name
         self._node = ray.get_runtime_context().get_node_id()
         host = next(node["NodeManagerAddress"] for node in ray.nodes() if node["NodeID"] == self._node)
         within = backend(setup.scheme).listener.unused_address()
@@ -247,3 +249,5 @@ class ServerActor:
     def stop(self) -> None:
         """End it, and leave nothing behind."""
         self._server.stop()
+        if self._folder:
+            shutil.rmtree(self._folder, ignore_errors=True)

@@ -53,6 +53,14 @@ class RayRunner(Runner):
             self._check_reach(config.uri)
             self._own_servers = None
             return None
+        if (
+            config.tls.cert is None
+            and len(self._nodes) > 1
+            and not all(is_loopback(n.host + ":0") for n in self._nodes)
+        ):
+            logger.warning(
+                "frames, and the run's token, cross the network between nodes in the clear: --tls hides them"
+            )
         count = config.num_servers or self._one_for_each_gpu()
         self._own_servers = RayServers(config, self._output_dir, count, self._surroundings)
         stack.callback(self._stop_servers)
@@ -83,6 +91,7 @@ class RayRunner(Runner):
         awaited = [ref for worker in ours for ref in worker.waited_for]
         if self._own_servers is not None:
             awaited += self._own_servers.waited_for
+        ready: set[Any] = set()
         if awaited:
             ray.wait(awaited, timeout=timeout_s)
             ready = set(ray.wait(awaited, num_returns=len(awaited), timeout=0)[0])

@@ -168,7 +168,7 @@ class RayServers(OwnServers):
             return
         except RayError as exc:
             seat.fruitless += 1
-            if seat.fruitless > self._config.max_retries or isinstance(exc.__cause__, PeerUnreachableError):
+            if seat.fruitless > self._config.max_retries or isinstance(exc, PeerUnreachableError):
                 raise PeerUnreachableError(f"server {seat.index} cannot be started: {in_short(exc)}") from exc
             self._restart(seat, in_short(exc))
             return

@@ -16,6 +16,7 @@ from ray.exceptions import RayActorError, RayError
 from async_delta_inference.client.run.on_ray.actors import Taken
 from async_delta_inference.client.run.worker import WorkerSetup
 from async_delta_inference.client.run.worker_handle import WorkerHandle
+from async_delta_inference.errors import AsyncDeltaError
 
 __all__ = ["RayWorker", "in_short"]
 
@@ -128,6 +129,8 @@ def in_short(exc: BaseException) -> str:
     """What Ray says of an end, without its advice."""
     cause = getattr(exc, "cause", None) or exc
     text = " ".join(str(cause).split())
+    if isinstance(cause, AsyncDeltaError):
+        return text
     detail = re.search(r"(?:Worker exit detail|The actor is dead because|because): (.*)", text)
     text = detail.group(1) if detail else text
     return text.split(". ")[0] or type(cause).__name__
