@@ -16,9 +16,10 @@ from ray.exceptions import GetTimeoutError, RayError
 
 from async_delta_inference.client.config import SimClientConfig
 from async_delta_inference.client.record.events import ServerStarted
+from async_delta_inference.client.run.embedded_server import flags_for_many
 from async_delta_inference.client.run.on_ray.actors import ServedAt, ServerActor, ServerSetup, Surroundings
 from async_delta_inference.client.run.on_ray.ray_worker import RayWorker, in_short
-from async_delta_inference.client.run.own_servers import OwnServers, server_flags
+from async_delta_inference.client.run.own_servers import OwnServers
 from async_delta_inference.client.run.worker_handle import WorkerHandle
 from async_delta_inference.errors import PeerUnreachableError
 from async_delta_inference.transport import LinkOptions, TransportOptions
@@ -140,7 +141,7 @@ class RayServers(OwnServers):
         assert config.transport is not None  # resolved by the configuration
         number = f"_{seat.index}" if len(self._seats) > 1 else ""
         again = f"_{seat.deaths}" if seat.deaths else ""
-        flags = ["--grpc.dialect=native", *server_flags(config)]
+        flags = ["--grpc.dialect=native", *flags_for_many(config)]
         flags += [f"--tls.{name}={getattr(tls, name)}" for name in ("cert", "key", "ca") if getattr(tls, name)]
         log = self._output_dir / f"server{number}{again}.log"
         setup = ServerSetup(config.transport, config.policy_host, tuple(flags), log, MODULE)
