@@ -55,16 +55,18 @@ def export(
     Raises:
         ValueError: if the weights are larger than 25 MB or do not fit into half precision.
     """
-    from lerobot.policies.act.modeling_act import ACTPolicy
+    from lerobot.policies import get_policy_class
+    from lerobot.utils.import_utils import register_third_party_plugins
 
-    policy = ACTPolicy.from_pretrained(checkpoint)
+    register_third_party_plugins()
+    config = json.loads((checkpoint / CONFIG_NAME).read_text())
+    policy = get_policy_class(config["type"]).from_pretrained(checkpoint)
     buffers = {name for name, _ in policy.named_buffers()}
     output.mkdir(parents=True, exist_ok=True)
     save_file(to_half(load_file(checkpoint / WEIGHTS_NAME), buffers), output / WEIGHTS_NAME, metadata={"format": "pt"})
     (output / WEIGHTS_NAME).chmod(0o644)  # safetensors leaves it to its owner alone.
     for source in checkpoint.glob("policy_*processor*"):
         shutil.copyfile(source, output / source.name)
-    config = json.loads((checkpoint / CONFIG_NAME).read_text())
     config["pretrained_path"] = None  # Where it was trained from is of no use elsewhere.
     if resize_from_px is not None:
         _resize_in_preprocessor(config, output / PREPROCESSOR_NAME, resize_from_px, crop_px)

@@ -133,13 +133,33 @@ class Samples:
             The batch; the actions (B, chunk_size, A) from the delay on; and where there are none any more.
         """
         picked = {key: column[indices] for key, column in self._columns.items()}
-        actions, is_pad = picked.pop("action"), picked.pop("action_is_pad")
-        steps = delays[:, None] + torch.arange(chunk_size)
-        picked["inference_action"] = actions[:, :longest]
-        picked["inference_action_is_pad"] = is_pad[:, :longest] | (torch.arange(longest) >= delays[:, None])
-        picked["observation.images"] = [picked[key] for key in self._cameras]  # type: ignore[assignment]
-        rows = torch.arange(len(indices))[:, None]
-        return picked, actions[rows, steps], is_pad[rows, steps]
+        told, wanted, is_pad = told_and_wanted(
+            picked.pop("action"), picked.pop("action_is_pad"), delays, longest, chunk_size
+        )
+        return {**picked, **told, "observation.images": [picked[key] for key in self._cameras]}, wanted, is_pad
+
+
+def told_and_wanted(
+    actions: Tensor, is_pad: Tensor, delays: Tensor, longest: int, chunk_size: int
+) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """What each sample is told of its next actions, and which ones it is to answer with.
+
+    Args:
+        actions: (B, longest + chunk_size, A), from the observation on.
+        is_pad: bool, of the same; where there are none any more.
+        delays: int64 (B,), how many it is told.
+        longest: The largest of those.
+        chunk_size: How many it answers with.
+
+    Returns:
+        The plugin's two entries of the batch; the actions (B, chunk_size, A) from the delay on; where those are none.
+    """
+    told = {
+        "inference_action": actions[:, :longest],
+        "inference_action_is_pad": is_pad[:, :longest] | (torch.arange(longest) >= delays[:, None]),
+    }
+    steps, rows = delays[:, None] + torch.arange(chunk_size), torch.arange(len(actions))[:, None]
+    return told, actions[rows, steps], is_pad[rows, steps]
 
 
 class Trainer:
