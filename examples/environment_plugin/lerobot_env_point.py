@@ -17,7 +17,7 @@ from async_delta_inference.client.environments import EnvironmentTraits, LeRobot
 class Point(gymnasium.Env[Any, Any]):
     """Moves by its action; observes where it is, and a picture of that."""
 
-    metadata = {"render_modes": ["rgb_array"]}
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}
     observation_space = Dict(pixels=Box(0, 255, (64, 64, 3), np.uint8), agent_pos=Box(-1, 1, (2,), np.float32))
     action_space = Box(-0.1, 0.1, (2,), np.float32)
     task_description = "reach the middle"

@@ -373,9 +373,11 @@ def test_actions_that_are_not_finite_are_the_policys_error_and_the_session_goes_
         np.testing.assert_array_equal(chunk.actions, np.zeros((1, 3)))
 
 
-def test_policy_server_says_nothing_of_what_it_serves() -> None:
+def test_policy_server_says_nothing_of_what_it_serves_nor_whom_else(caplog: pytest.LogCaptureFixture) -> None:
     with served(StubbornServicer()) as uri, connect(uri, CONTRACT_POLICY) as transport:
         assert transport.description == ""
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "is LeRobot's own, which has one policy for all its clients" in warning
 
 
 def test_policy_server_is_not_given_what_it_would_take_for_the_robots_state() -> None:

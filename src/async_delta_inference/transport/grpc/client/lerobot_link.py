@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
@@ -30,6 +31,8 @@ from async_delta_inference.transport.mailbox import MAX_REPLIES, Filtered, Reply
 from async_delta_inference.transport.messages import ActionChunk, Observation, SessionSpec
 
 __all__ = ["LeRobotLink"]
+
+logger = logging.getLogger(__name__)
 
 _CLOSE_TIMEOUT_S = 5.0
 
@@ -86,6 +89,12 @@ class LeRobotLink(Link):
         self._setup = SessionSetup(self._calls, spec, self.options, self._closed)
         self._setup.reach(time.monotonic() + self.options.connect_timeout_s)
         description = self._set_up(self._calls, self._setup)
+        if description is None:
+            logger.warning(
+                "the policy server at %s is LeRobot's own, which has one policy for all its clients: another that asks "
+                "it for another checkpoint changes this one's, and nobody is told; async-delta-serve refuses that",
+                self.address,
+            )
         for work in (self._send_next, self._receive_next):
             thread = threading.Thread(
                 target=self._repeat, args=(work,), name=f"grpc-transport{work.__name__}", daemon=True
