@@ -188,6 +188,19 @@ def test_where_something_depends_on_frames_all_are_rendered_and_it_is_said(
     env.close()
 
 
+def test_what_draws_from_the_generators_of_the_process_is_repeatable_too() -> None:
+    def reset(self: Pendulum, *, seed: int | None = None, options: Any = None) -> Any:
+        Pendulum.reset(self, seed=seed)
+        self.model.geom_rgba[0, :3] = np.random.random_sample(3)
+        return self.observe(), {}
+
+    env = made(pendulum("Shuffles", reset=reset)[0])
+    _, rendered = looks(env, steps=5, every=5)
+    assert rendered == 1
+    assert env.repeatable is True  # type: ignore[attr-defined]
+    env.close()
+
+
 def test_what_cannot_be_tried_is_rendered_and_its_error_is_the_episodes(caplog: pytest.LogCaptureFixture) -> None:
     def step(self: Pendulum, action: Any) -> Any:
         raise SystemExit(3)

@@ -7,16 +7,16 @@ own. States, rewards, ends, success and the frames that somebody looks at must b
 from __future__ import annotations
 
 import logging
-import random
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from async_delta_inference.client.environments.episode import EpisodeSpec
+from async_delta_inference.client.environments.global_randomness import global_generators_of
 from async_delta_inference.client.environments.observation import camera_images, state_vector
 from async_delta_inference.client.environments.unseen_frames import frames_unseen, looks_taken
 
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 STEPS = 32
 _FEWEST_STEPS, _LONGEST_S = 12, 30.0
 """A simulator of seconds a step is tried for less."""
-_SEED = 1000
+_SPEC = EpisodeSpec("trial", 0, 0, seed=1000)
 
 
 @dataclass(frozen=True)
@@ -75,27 +75,24 @@ def prove_frames(
         options: Of its resets.
     """
     before = looks_taken()
-    with _random_state_kept():
-        try:
-            always = _run(build, convert, options, unseen=False, steps=STEPS)
-            if looks_taken() == before:
-                return FrameProof(False)
-            seldom = _run(build, convert, options, unseen=True, steps=len(always.steps_s))
-            differs = _difference(always, seldom)
-            if differs:
-                again = _run(build, convert, options, unseen=False, steps=len(always.steps_s))
-                repeated = _difference(always, again)
-                if repeated:
-                    return FrameProof(False, False, f"it is not repeatable: {repeated} with the same seed and actions")
-                return FrameProof(False, True, f"{differs} where frames are left out")
-        except KeyboardInterrupt:
-            raise
-        # Whatever it raises, SystemExit included, it will raise again in an episode, where it belongs.
-        except BaseException as exc:  # noqa: BLE001
-            looked = looks_taken() > before
-            return FrameProof(
-                False, None, f"it failed when it was tried: {type(exc).__name__}: {exc}" if looked else ""
-            )
+    try:
+        always = _run(build, convert, options, unseen=False, steps=STEPS)
+        if looks_taken() == before:
+            return FrameProof(False)
+        seldom = _run(build, convert, options, unseen=True, steps=len(always.steps_s))
+        differs = _difference(always, seldom)
+        if differs:
+            again = _run(build, convert, options, unseen=False, steps=len(always.steps_s))
+            repeated = _difference(always, again)
+            if repeated:
+                return FrameProof(False, False, f"it is not repeatable: {repeated} with the same seed and actions")
+            return FrameProof(False, True, f"{differs} where frames are left out")
+    except KeyboardInterrupt:
+        raise
+    # Whatever it raises, SystemExit included, it will raise again in an episode, where it belongs.
+    except BaseException as exc:  # noqa: BLE001
+        looked = looks_taken() > before
+        return FrameProof(False, None, f"it failed when it was tried: {type(exc).__name__}: {exc}" if looked else "")
     return FrameProof(True, True, speedup=_speedup(always, seldom))
 
 
@@ -107,32 +104,35 @@ def _run(
     unseen: bool,
     steps: int,
 ) -> _Record:
-    env = build()
     record = _Record([], [], [])
     began_s, episode = time.monotonic(), 0
-    try:
-        _reset(env, convert, options, record, episode)
-        for step in range(steps):
-            if unseen is False and step >= _FEWEST_STEPS and time.monotonic() - began_s > _LONGEST_S:
-                break
-            seen = step % 7 in (2, 3, 6)
-            step_s = time.perf_counter()
-            with frames_unseen(unseen and not seen):
-                raw, reward, terminated, truncated, info = env.step(_action(env.action_space, step))
-            record.steps_s.append(time.perf_counter() - step_s)
-            told = {"rewards": reward, "ends": (bool(terminated), bool(truncated)), "successes": _said(info)}
-            record.seen.append(seen)
-            _note(record, convert(raw), told, seen)
-            if terminated or truncated:
-                episode += 1
-                _reset(env, convert, options, record, episode)
-    finally:
-        env.close()
+    # A simulator may draw from the process's generators, and an episode brings its own state of them.
+    with global_generators_of(_SPEC):
+        env = build()
+        try:
+            _reset(env, convert, options, record, episode)
+            for step in range(steps):
+                if unseen is False and step >= _FEWEST_STEPS and time.monotonic() - began_s > _LONGEST_S:
+                    break
+                seen = step % 7 in (2, 3, 6)
+                step_s = time.perf_counter()
+                with frames_unseen(unseen and not seen):
+                    raw, reward, terminated, truncated, info = env.step(_action(env.action_space, step))
+                record.steps_s.append(time.perf_counter() - step_s)
+                told = {"rewards": reward, "ends": (bool(terminated), bool(truncated)), "successes": _said(info)}
+                record.seen.append(seen)
+                _note(record, convert(raw), told, seen)
+                if terminated or truncated:
+                    episode += 1
+                    _reset(env, convert, options, record, episode)
+        finally:
+            env.close()
     return record
 
 
 def _reset(env: Any, convert: Callable[[Any], Mapping[str, Any]], options: Any, record: _Record, episode: int) -> None:
-    raw, _ = env.reset(seed=_SEED + episode, options=dict(options))
+    assert _SPEC.seed is not None
+    raw, _ = env.reset(seed=_SPEC.seed + episode, options=dict(options))
     _note(record, convert(raw), {}, True)
 
 
@@ -172,13 +172,3 @@ def _speedup(always: _Record, seldom: _Record) -> float:
         return float("nan")
     with_s, without_s = (float(np.median([record.steps_s[i] for i in unseen])) for record in (always, seldom))
     return with_s / without_s if without_s else float("nan")
-
-
-@contextmanager
-def _random_state_kept() -> Iterator[None]:
-    python, numpy = random.getstate(), np.random.get_state()
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
