@@ -28,7 +28,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 from harness.floor import compile_floor
 from harness.payloads import Payload, parse_payload
 from harness.plan import ClientStep, Plan, full_plan, payload_plan, quick_plan
-from harness.servers import LIGHT_KINDS, ServerProcess, build_act, preload
+from harness.servers import LIGHT_KINDS, ServerProcess, build_checkpoint, preload
 from harness.statistics import Series, row_of
 from rich.console import Console
 
@@ -42,7 +42,7 @@ class Run:
 
     Args:
         plan: What to measure.
-        folder: For results and the ACT checkpoint.
+        folder: For results and checkpoints.
         console: For progress.
         peers: Whether to measure the optional peers too.
     """
@@ -121,9 +121,9 @@ class Run:
         from harness.stage_figures import stage_rows
 
         null = step.policy == "null"
-        checkpoint = step.payload.null_checkpoint if null else str(self._act_checkpoint(step.payload))
+        checkpoint = step.payload.null_checkpoint if null else str(self._checkpoint(step.payload, step.policy))
         variants = []
-        for transport, kind, mode in (("grpc", "grpc", "copy"), ("shm", "shm-host", "loan")):
+        for transport, kind, mode in ((step.grpc, step.grpc, "copy"), ("shm", "shm-host", "loan")):
             series = Series(transport, mode, step.payload.name, step.policy, step.pacing, "client")
             variants.append(ClientVariant(servers[kind], step.payload, checkpoint, series))
         run_client_level(variants, step.chunks, step.rounds)
@@ -131,10 +131,10 @@ class Run:
             self.series.append(variant.series)
             self._stages += stage_rows(variant.series, variant.spans)
 
-    def _act_checkpoint(self, payload: Payload) -> Path:
-        folder = self._folder / "act" / payload.name
+    def _checkpoint(self, payload: Payload, policy: str) -> Path:
+        folder = self._folder / policy / payload.name
         if not (folder / "config.json").is_file():
-            build_act(folder, payload.spec(), payload.image_shapes[0][0])
+            build_checkpoint(policy, folder, payload.spec(), payload.image_shapes[0][0])
         return folder.resolve()
 
     def _peer_exchanges(self, stack: ExitStack, payload: Payload) -> list[Any]:

@@ -139,7 +139,7 @@ class ClientVariant:
     def _config(self) -> SimClientConfig:
         return SimClientConfig(
             env=None,
-            policy_type="act",
+            policy_type="act" if self.series.policy == "null" else self.series.policy,
             pretrained_name_or_path=self.checkpoint,
             actions_per_chunk=self.payload.chunk[0],
             server_address=self.server.uri,

@@ -34,7 +34,7 @@ class ClientStep:
 
     Args:
         payload: What is observed.
-        policy: null or act.
+        policy: null, act or diffusion.
         pacing: tight or paced.
         chunks: Of each.
         rounds: In how many sessions.
@@ -45,6 +45,11 @@ class ClientStep:
     pacing: str
     chunks: int
     rounds: int
+
+    @property
+    def grpc(self) -> str:
+        """The server at the other end of gRPC: LeRobot's, or ours where LeRobot's cannot serve the policy."""
+        return "grpc-ours" if self.policy == "diffusion" else "grpc"
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,8 @@ class Plan:
     def kinds(self) -> tuple[str, ...]:
         """Servers that are needed."""
         found = [kind for step in self.transport_steps for kind in step.kinds]
-        return tuple(dict.fromkeys([*found, *(("grpc", "shm-host") if self.client_steps else ())]))
+        found += [kind for step in self.client_steps for kind in (step.grpc, "shm-host")]
+        return tuple(dict.fromkeys(found))
 
 
 def quick_plan() -> Plan:
@@ -81,7 +87,11 @@ def quick_plan() -> Plan:
             TransportStep(PAYLOADS["3x480x640"], ("shm",), 200, 0),
             TransportStep(PAYLOADS["4x1080x1920"], ("shm",), 100, 0),
         ),
-        (ClientStep(libero, "null", "tight", 60, 2), ClientStep(libero, "act", "tight", 60, 3)),
+        (
+            ClientStep(libero, "null", "tight", 60, 2),
+            ClientStep(libero, "act", "tight", 60, 3),
+            ClientStep(libero, "diffusion", "tight", 15, 3),
+        ),
         100_000,
     )
 
@@ -103,6 +113,7 @@ def full_plan() -> Plan:
             ClientStep(libero, "null", "paced", 200, 2),
             ClientStep(libero, "act", "tight", 1000, 5),
             ClientStep(libero, "act", "paced", 200, 2),
+            ClientStep(libero, "diffusion", "tight", 200, 5),
         ),
         100_000,
     )

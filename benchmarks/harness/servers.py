@@ -22,7 +22,7 @@ from async_delta_inference.errors import AsyncDeltaError
 from async_delta_inference.transport import SessionSpec, serve
 from harness.null_policy import NullPolicy
 
-__all__ = ["KINDS", "LIGHT_KINDS", "ServerProcess", "build_act", "preload"]
+__all__ = ["KINDS", "LIGHT_KINDS", "ServerProcess", "build_checkpoint", "preload"]
 
 START_TIMEOUT_S = 180.0
 LIGHT_KINDS = ("shm", "grpc-native", "grpc-echo")
@@ -41,17 +41,23 @@ def preload() -> None:
     multiprocessing.forkserver.ensure_running()  # type: ignore[attr-defined]
 
 
-def build_act(folder: Path, policy: SessionSpec, image_size: int) -> None:
-    """Write a random ACT checkpoint that takes the observations of ``policy``, in a process that has lerobot loaded.
+def build_checkpoint(policy_type: str, folder: Path, policy: SessionSpec, image_size: int) -> None:
+    """Write a random checkpoint that takes the observations of ``policy``, in a process that has lerobot loaded.
+
+    Args:
+        policy_type: act or diffusion.
+        folder: Where.
+        policy: What observes and acts.
+        image_size: Height and width of the policy's images, pixels.
 
     Raises:
         AsyncDeltaError: It could not be written.
     """
-    process = _context.Process(target=_build_act, args=(folder, policy, image_size))
+    process = _context.Process(target=_BUILDERS[policy_type], args=(folder, policy, image_size))
     process.start()
     process.join()
     if process.exitcode:
-        raise AsyncDeltaError(f"the ACT checkpoint could not be written to {folder}")
+        raise AsyncDeltaError(f"the {policy_type} checkpoint could not be written to {folder}")
 
 
 class ServerProcess:
@@ -131,6 +137,15 @@ def _build_act(folder: Path, policy: SessionSpec, image_size: int) -> None:
 
     shape = {"chunk_size": policy.actions_per_chunk, "image_size": image_size}
     build_random_act(folder, policy.features, policy.action_dim, **shape)
+
+
+def _build_diffusion(folder: Path, policy: SessionSpec, image_size: int) -> None:
+    from harness.random_diffusion import build_random_diffusion
+
+    build_random_diffusion(folder, policy.features, policy.action_dim, image_size, policy.actions_per_chunk)
+
+
+_BUILDERS = {"act": _build_act, "diffusion": _build_diffusion}
 
 
 def _main(connection: Connection, kind: str, folder: str, slots: tuple[int, int] | None) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from lerobot.envs.configs import PushtEnv
 from numpy.typing import NDArray
 from pusht_policies import KINDS, build_for_pusht, pusht_for, skip_without_package
@@ -45,6 +46,19 @@ def test_episodes_are_lerobot_evals(kind: str, served: LeRobotPolicy, tmp_path: 
     for where in ("inproc://parity", "shm://parity", "grpc://127.0.0.1:0"):
         assert_same(evaluated(served, checkpoint, where, tmp_path, env=env_config), theirs)
     assert len(theirs[0][0]) == STEPS
+
+
+def test_mixed_precision_is_lerobot_evals(served: LeRobotPolicy, tmp_path: Path) -> None:
+    """On the CPU; of a policy whose actions are float32 all the same, since lerobot-eval fails with bfloat16."""
+    skip_without_package("diffusion")
+    env_config = pusht_for("diffusion", STEPS)
+    recorded = []
+    for use_amp in (True, False):
+        checkpoint = build_for_pusht("diffusion", tmp_path / f"{use_amp}", use_amp=use_amp)
+        recorded.append(rollouts(checkpoint, env_config))
+        if use_amp:
+            assert_same(evaluated(served, checkpoint, "inproc://amp", tmp_path, env=env_config), recorded[0])
+    assert recorded[0][0][0].tobytes() != recorded[1][0][0].tobytes()
 
 
 def evaluated(served: LeRobotPolicy, checkpoint: Path, where: str, folder: Path, **flags: Any) -> list[EpisodeResult]:
@@ -101,8 +115,9 @@ def rollouts(checkpoint: Path, env_config: PushtEnv) -> Recorded:
     is_xvla = config.type == "xvla"
     env_processors = env_config.get_env_processors() if is_xvla else make_env_pre_post_processors(env_config, config)
     recorded = []
-    for episode in range(EPISODES):
-        result = rollout(vector, policy, *env_processors, *processors, seeds=[SEED + episode])
-        recorded.append((result["action"].numpy()[0], result["reward"].numpy()[0]))
+    with torch.no_grad(), torch.autocast("cpu") if config.use_amp else contextlib.nullcontext():
+        for episode in range(EPISODES):
+            result = rollout(vector, policy, *env_processors, *processors, seeds=[SEED + episode])
+            recorded.append((result["action"].numpy()[0], result["reward"].numpy()[0]))
     vector.close()
     return recorded

@@ -9,11 +9,14 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from lerobot.policies.act.modeling_act import ACTPolicy
 from pusht_policies import build_for_pusht, observe, spec, statistics
 from safetensors.torch import load_file, save_file
 from small_act import ask, begin
@@ -160,6 +163,50 @@ def test_overrides_are_the_checkpoints_configuration(policy: LeRobotPolicy, act:
     session.close()
     with pytest.raises(SetupRefusedError, match="no_such_thing"):
         policy.open(spec(act, overrides=("no_such_thing=3",)))
+
+
+def adapted(folder: Path, base: Path) -> Path:
+    """As LeRobot saves a policy that was trained with PEFT: the adapter, and where its base is."""
+    shutil.copytree(base, folder, ignore=shutil.ignore_patterns("model.safetensors"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"use_peft": True}))
+    return folder
+
+
+def test_an_adapter_is_loaded_over_its_base(policy: LeRobotPolicy, tmp_path: Path) -> None:
+    """ACT with ensembling, which remembers: the policy within the adapter does."""
+    peft = pytest.importorskip("peft", reason="PEFT's adapters need peft: lerobot[peft]")
+    base = build_for_pusht("act with ensembling", tmp_path / "base")
+    whole = ACTPolicy.from_pretrained(base)
+    torch.manual_seed(0)
+    lora = peft.LoraConfig(target_modules=r".*linear1", init_lora_weights=False)
+    model = peft.get_peft_model(whole, lora)
+    model.peft_config["default"].base_model_name_or_path = str(base)
+    folder = adapted(tmp_path / "adapted", base)
+    model.save_pretrained(folder)
+    merged = shutil.copytree(base, tmp_path / "merged")
+    model.merge_and_unload().save_pretrained(merged)
+    found = [np.frombuffer(answer, np.float32) for answer in answers_of_one(policy, spec(folder))]
+    expected = [np.frombuffer(answer, np.float32) for answer in answers_of_one(policy, spec(merged))]
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    assert answers_of_one(policy, spec(folder)) != answers_of_one(policy, spec(base))
+    wanted = [spec(folder), spec(folder, rename_map={"unseen": "unused"})]
+    sessions = [policy.open(one) for one in wanted]
+    for session in sessions:
+        begin(session)
+    by_turns = [[answers(policy, session, range(seed, seed + 1), 1) for session in sessions] for seed in range(3)]
+    for row, alone in zip(by_turns, found, strict=True):
+        assert row == [[alone.tobytes()]] * 2
+    for session in sessions:
+        session.close()
+
+
+@pytest.mark.skipif(find_spec("peft") is not None, reason="peft is installed")
+def test_an_adapter_without_peft_is_refused_with_what_to_install(
+    policy: LeRobotPolicy, act: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(SetupRefusedError, match=r"'peft' is required.*lerobot\[peft\]"):
+        policy.open(spec(adapted(tmp_path / "adapted", act)))
 
 
 def test_checkpoint_in_the_hubs_cache_is_loaded(

@@ -30,8 +30,11 @@ _PLAIN_STEPS = frozenset(
 )
 """Steps that leave alone what is a batch, on the CPU, under its right name, and no state or action."""
 
+_ACTION = "action"
 _STATE = "observation.state"
 _TASK = "task"
+
+Transform = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Preprocessor:
@@ -44,14 +47,14 @@ class Preprocessor:
 
     def __init__(self, pipeline: Callable[[dict[str, Any]], dict[str, Any]], example: Mapping[str, Any]) -> None:
         self._pipeline = pipeline
-        self._normalize: Callable[[dict[str, Any], bool], dict[str, Any]] | None = None
+        self._normalize: Transform | None = None
         self._rest: dict[str, Any] = {}
         step = _only_normalizer(pipeline, "_normalize_observation")
         if step is None:
             return
         expected = pipeline(dict(example))
         self._rest = {key: value for key, value in expected.items() if not key.startswith("observation.")}
-        self._normalize = step._normalize_observation
+        self._normalize = _transform(step, _STATE, inverse=False)
         images = {key: value for key, value in expected.items() if key.startswith("observation.") and key != _STATE}
         rest = {key: example[key] for key in (_STATE, _TASK) if key in example}
         if not _same(self(rest, images), expected):
@@ -66,9 +69,9 @@ class Preprocessor:
         """
         if self._normalize is None or len(batch) != 2 or _STATE not in batch:  # An image is among them, say.
             return {**self._pipeline(batch), **finished}
-        state = self._normalize({_STATE: batch[_STATE]}, False)
+        state = self._normalize(batch[_STATE])
         rest = {key: dict(value) if isinstance(value, dict) else value for key, value in self._rest.items()}
-        return {**rest, _TASK: batch[_TASK], **state, **finished}
+        return {**rest, _TASK: batch[_TASK], _STATE: state, **finished}
 
 
 class Postprocessor:
@@ -84,7 +87,7 @@ class Postprocessor:
         self._whole = steps <= ELEMENTWISE_STEPS
         self._proven = False
         step = _only_normalizer(pipeline, "_normalize_action")
-        self._transform = pipeline if step is None else lambda chunk: step._normalize_action(chunk, True)
+        self._transform = pipeline if step is None else _transform(step, _ACTION, inverse=True)
 
     def __call__(self, chunk: torch.Tensor) -> NDArray[np.float32]:
         """(1, n, A) to float32 (n, A)."""
@@ -125,6 +128,32 @@ def _only_normalizer(pipeline: Any, method: str) -> Any:
             return None
     normalizers = [step for step in steps if "ormalizer" in type(step).__name__]
     return normalizers[0] if len(normalizers) == 1 and hasattr(normalizers[0], method) else None
+
+
+def _transform(normalizer: Any, key: str, *, inverse: bool) -> Transform:
+    """What a normaliser makes of the state or of actions: the same two operations, its statistics looked up once.
+
+    Whoever uses it compares the bits first. Any other way than the two usual ones is left to the normaliser itself.
+    """
+    feature = normalizer.features.get(key)
+    mode = getattr(normalizer.norm_map.get(getattr(feature, "type", None)), "value", None)
+    chosen, known = normalizer.normalize_observation_keys, normalizer.state_dict()
+    mean, deviation, lowest, highest = (known.get(f"{key}.{name}") for name in ("mean", "std", "min", "max"))
+    is_chosen = inverse or chosen is None or key in chosen
+    if is_chosen and mode == "MEAN_STD" and mean is not None and deviation is not None:
+        if inverse:
+            return lambda chunk: chunk * deviation + mean
+        divisor = deviation + normalizer.eps
+        return lambda state: (state - mean) / divisor
+    if is_chosen and mode == "MIN_MAX" and lowest is not None and highest is not None:
+        span = highest - lowest
+        span = torch.where(span == 0, torch.tensor(normalizer.eps, dtype=span.dtype), span)
+        if inverse:
+            return lambda chunk: (chunk + 1) / 2 * span + lowest
+        return lambda state: 2 * (state - lowest) / span - 1
+    if inverse:
+        return lambda chunk: normalizer._normalize_action(chunk, True)
+    return lambda state: normalizer._normalize_observation({key: state}, False)[key]
 
 
 def _same(found: Mapping[str, Any], expected: Mapping[str, Any]) -> bool:

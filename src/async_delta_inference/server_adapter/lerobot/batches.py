@@ -63,7 +63,7 @@ class Together:
         Raises:
             Exception: They cannot be asked together, or the policy raises; none of them has drawn anything then.
         """
-        with torch.no_grad(), self._loaded.autocast():
+        with torch.inference_mode(), self._loaded.autocast():
             rows = [self._row(request) for request in requests]
             chunks: dict[int, torch.Tensor] = {}
             for shapes in dict.fromkeys(row.shapes for row in rows):
@@ -94,8 +94,7 @@ class Together:
         given = {} if self._draw is None else {"noise": _joined([row.noise for row in rows])}
         if self._has_history:
             policy.reset()  # With a history of its own it would look at that one.
-        with torch.inference_mode():
-            chunks: torch.Tensor = policy.predict_action_chunk(batch, **given)
+        chunks: torch.Tensor = policy.predict_action_chunk(batch, **given)
         return chunks
 
     def _finish(self, row: _Row, chunk: torch.Tensor) -> Answer:

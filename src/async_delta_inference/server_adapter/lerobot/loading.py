@@ -51,7 +51,9 @@ class LoadedPolicy:
             self.policy: Any = self._make(seed)
             self.config: Any = self.policy.config
             self.preprocessor, self.postprocessor = self._make_processors()
-        self.memory = PolicyMemory(self.policy)
+        # An adapter of PEFT's is wrapped around the policy, which is what remembers.
+        unwrapped = getattr(self.policy, "get_base_model", None)
+        self.memory = PolicyMemory(self.policy if unwrapped is None else unwrapped())
         self.prefix = PrefixLimits(*described.prefix_lengths)
         self.device = torch.device(self.config.device)
 

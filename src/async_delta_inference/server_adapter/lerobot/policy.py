@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from async_delta_inference.checkpoint_config import CheckpointConfig
 from async_delta_inference.errors import PolicyError, SetupRefusedError
@@ -88,26 +88,33 @@ class LeRobotPolicy:
 
         What one of them raises is that one's answer.
         """
-        answers: dict[int, Answer] = {}
-        asked = []
-        for i, request in enumerate(requests):
-            fault = _fault_of(request.observation)
-            if fault is None and _session_of(request).wants(request.observation):
-                asked.append(i)
-            else:
-                answers[i] = fault
-        answers.update(zip(asked, self._answers([requests[i] for i in asked]), strict=True))
-        return [answers[i] for i in range(len(requests))]
+        answers: list[Answer] = [_fault_of(request.observation) for request in requests]
+        asked = {
+            i: request
+            for i, request in enumerate(requests)
+            if answers[i] is None and _session_of(request).wants(request.observation)
+        }
+        together = self._answers_together(asked) if len(asked) > 1 else {}
+        for i, request in asked.items():
+            answers[i] = together[i] if i in together else self._answer(request)
+        return answers
 
-    def _answers(self, requests: Sequence[Request]) -> Sequence[Answer]:
-        joining = [i for i, request in enumerate(requests) if not _session_of(request).continues_chunks]
-        answers: dict[int, Answer] = {}
-        if self._together is not None and len(joining) > 1:
-            try:
-                answers = dict(zip(joining, self._together([requests[i] for i in joining]), strict=True))
-            except Exception as exc:  # noqa: BLE001 - told, and then each is asked by itself
-                self._failures.as_error("inference of several at once", exc)
-        return [answers[i] if i in answers else _answer(request, self._failures) for i, request in enumerate(requests)]
+    def _answers_together(self, requests: Mapping[int, Request]) -> dict[int, Answer]:
+        """The answers of those that can be asked at once, by the same keys."""
+        joining = {i: request for i, request in requests.items() if not _session_of(request).continues_chunks}
+        if self._together is None or len(joining) < 2:
+            return {}
+        try:
+            return dict(zip(joining, self._together(list(joining.values())), strict=True))
+        except Exception as exc:  # noqa: BLE001 - told, and then each is asked by itself
+            self._failures.as_error("inference of several at once", exc)
+            return {}
+
+    def _answer(self, request: Request) -> Answer:
+        try:
+            return _session_of(request).answer(request.observation, request.release)
+        except (Exception, SystemExit) as exc:  # noqa: BLE001 - its author reads it, its client hears of it
+            return self._failures.as_error("inference", exc)
 
     def _make_session(self, loaded: LoadedPolicy, spec: SessionSpec) -> LeRobotSession:
         """With surroundings that are shared by all that are alike, unless a processor remembers something."""
@@ -162,13 +169,6 @@ def _fault_of(observation: Observation) -> PolicyError | None:
     if (told := observation.prefix) is not None and not is_finite(told.rows().tobytes()):
         return PolicyError(f"the actions before timestep {observation.timestep} are not finite", observation.timestep)
     return None
-
-
-def _answer(request: Request, failures: PolicyFailures) -> Answer:
-    try:
-        return _session_of(request).answer(request.observation, request.release)
-    except (Exception, SystemExit) as exc:  # noqa: BLE001 - its author reads it, its client hears of it
-        return failures.as_error("inference", exc)
 
 
 def _warn_of_sizes(loaded: LoadedPolicy, around: Surroundings, spec: SessionSpec) -> None:

@@ -160,7 +160,8 @@ class LeRobotSession:
             Exception: Whatever the policy raises.
         """
         timestep, recorder = observation.timestep, stages.recorder
-        with torch.no_grad(), self._loaded.autocast():
+        # Real-time chunking differentiates, which inference mode forbids.
+        with torch.no_grad() if self.continues_chunks else torch.inference_mode(), self._loaded.autocast():
             batches = self.inputs(observation, release)
             if recorder is not None:
                 recorder.mark(stages.PREPROCESS, timestep)
@@ -177,11 +178,8 @@ class LeRobotSession:
         self._filter.begin(timestep)
         if self._first_timestep is None:
             self._first_timestep = timestep
-        prepare, task = self.around.prepare, observation.task
-        prepared = [
-            prepare(past, task) for past in observation.history[len(observation.history) + 1 - self.n_obs_steps :]
-        ]
-        prepared.append(prepare(observation, task))
+        seen = observation.steps() if self.n_obs_steps > 1 else (observation,)
+        prepared = [self.around.prepare(step, observation.task) for step in seen[-self.n_obs_steps :]]
         told: dict[str, Any] = {}
         if self._continuing is not None:
             self._continuing.add_to(told, observation)
@@ -219,8 +217,7 @@ class LeRobotSession:
     def _ask(self, observation: Observation, batches: list[dict[str, Any]]) -> torch.Tensor:
         way, rows = self._way, self.spec.actions_per_chunk
         if not (way.remembers or way.draws):
-            with torch.inference_mode():
-                return way(batches, rows)
+            return way(batches, rows)
         memory = self._loaded.memory
         if way.remembers:
             memory.put(self._remembered)
@@ -228,8 +225,7 @@ class LeRobotSession:
         try:
             if self._chunking is not None:
                 return self._chunking(observation, batches, rows)
-            with torch.inference_mode():
-                return way(batches, rows)
+            return way(batches, rows)
         finally:
             self._noise.after()
             if way.remembers:
