@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,21 @@ def test_mixed_precision_is_lerobot_evals(served: LeRobotPolicy, tmp_path: Path)
         if use_amp:
             assert_same(evaluated(served, checkpoint, "inproc://amp", tmp_path, env=env_config), recorded[0])
     assert recorded[0][0][0].tobytes() != recorded[1][0][0].tobytes()
+
+
+def test_cameras_that_are_filled_in_and_a_state_of_another_length_are_lerobot_evals(
+    served: LeRobotPolicy, tmp_path: Path
+) -> None:
+    """SmolVLA pads both."""
+    skip_without_package("smolvla")
+    checkpoint = build_for_pusht("smolvla", tmp_path / "policy", empty_cameras=1)
+    config = json.loads((checkpoint / "config.json").read_text())
+    assert len(config["input_features"]) == 3
+    config["input_features"]["observation.state"]["shape"] = [6]
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    env_config = pusht_for("smolvla", STEPS)
+    theirs = rollouts(checkpoint, env_config)
+    assert_same(evaluated(served, checkpoint, "inproc://tolerant", tmp_path, env=env_config), theirs)
 
 
 def evaluated(served: LeRobotPolicy, checkpoint: Path, where: str, folder: Path, **flags: Any) -> list[EpisodeResult]:

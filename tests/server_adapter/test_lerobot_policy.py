@@ -245,6 +245,47 @@ def test_image_of_another_size_is_served_and_said(
     assert "gives images of 64x80x3" in caplog.text
 
 
+# Plugins.
+
+PLUGIN = {
+    "lerobot_policy_tiny-1.dist-info/METADATA": "Metadata-Version: 2.1\nName: lerobot_policy_tiny\nVersion: 1\n",
+    "lerobot_policy_tiny/__init__.py": "from lerobot_policy_tiny import configuration_tiny\n",
+    "lerobot_policy_tiny/configuration_tiny.py": """
+from dataclasses import dataclass
+from lerobot.configs import PreTrainedConfig
+from lerobot.policies.act.configuration_act import ACTConfig
+
+@PreTrainedConfig.register_subclass("tiny")
+@dataclass
+class TinyConfig(ACTConfig):
+    pass
+""",
+    "lerobot_policy_tiny/modeling_tiny.py": """
+from lerobot.policies.act.modeling_act import ACTPolicy
+from lerobot_policy_tiny.configuration_tiny import TinyConfig
+
+class TinyPolicy(ACTPolicy):
+    config_class, name = TinyConfig, "tiny"
+""",
+}
+
+
+def test_type_of_an_installed_plugin_is_served(
+    policy: LeRobotPolicy, act: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, text in PLUGIN.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    checkpoint = shutil.copytree(act, tmp_path / "checkpoint")
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps(config | {"type": "tiny"}))
+    expected = answers_of_one(policy, spec(act))
+    found = answers_of_one(LeRobotPolicy(), spec(checkpoint))
+    assert [len(answer) for answer in found] == [config["n_action_steps"] * 2 * 4] * 3  # Asked action by action.
+    assert all(whole.startswith(answer) for whole, answer in zip(expected, found, strict=True))
+
+
 # A LeRobot to come.
 
 
