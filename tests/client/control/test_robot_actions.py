@@ -10,6 +10,7 @@ from control_run import Run
 from stub_environment import StubEnvironment
 
 from async_delta_inference.client import EpisodeResult
+from async_delta_inference.errors import ConfigError
 from async_delta_inference.transport import (
     Answer,
     EpisodeStart,
@@ -76,6 +77,12 @@ def test_what_is_committed_is_executed(run: Run, delay: int, on_starvation: str)
     # Half of a chunk is left when the next one is asked for; where time passes without actions, what was not stale.
     left = CHUNK - delay if on_starvation == "skip" else CHUNK
     assert (known[0], max(known)) == (0, min(delay, CHUNK // 2, left))
+
+
+def test_actions_that_another_chunk_may_change_are_not_told(run: Run) -> None:
+    run.policy = Curious()
+    with pytest.raises(ConfigError, match="--one_request_in_flight=false"):
+        run.episode(one_request_in_flight=False)
 
 
 def test_function_that_does_not_ask_is_told_nothing(run: Run) -> None:

@@ -27,7 +27,7 @@ from async_delta_inference.client.environments.global_randomness import global_g
 from async_delta_inference.client.record.figures import episode_figures
 from async_delta_inference.client.record.observers import RunObserver
 from async_delta_inference.client.record.results import ChunkRecord, EpisodeResult
-from async_delta_inference.errors import ProtocolError
+from async_delta_inference.errors import ConfigError, ProtocolError
 from async_delta_inference.transport import ActionChunk, Transport
 
 __all__ = ["ControlLoop"]
@@ -59,6 +59,9 @@ class ControlLoop:
         queue: Empty; holds the actions of the whole session, episode after episode.
         observer: Told of every start of an episode and every step; its end is the caller's to tell, who keeps it.
         running: False when the run should stop.
+
+    Raises:
+        ConfigError: The policy continues the robot's actions, and further requests may change those that it is told.
     """
 
     def __init__(
@@ -71,6 +74,11 @@ class ControlLoop:
         observer: RunObserver,
         running: Callable[[], bool],
     ) -> None:
+        if transport.prefix and not options.one_request_in_flight:
+            raise ConfigError(
+                f"the policy {transport.description} continues the actions that are queued, and with "
+                "--one_request_in_flight=false another chunk may change them: leave that flag out"
+            )
         self._options = options
         self._transport = transport
         self._source = source
