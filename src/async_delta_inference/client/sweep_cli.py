@@ -68,10 +68,9 @@ def run_sweep(words: Sequence[str], parse: Parse) -> int:
         def run_point(point: Point, into: Path) -> None:
             resume = ["--resume=true"] if (into / "run.yaml").exists() else []
             given = [f"--server_address={address()}"] if configs[0].server_address is None else []
+            # It is for a server of one's own, and refused beside an address: the sweep's server has been told.
             alike = [word for word in common if not word.startswith("--max_batch=")]
             config = parse([*alike, *point.arguments, f"--output_dir={into}", *given, *resume])
-            # Refused beside an address, since it is for a server of one's own; the sweep's server has been told.
-            config.max_batch = configs[0].max_batch
             result = evaluate(config) if config.n_envs is not None else SimClient(config).run()
             if result.given_up:
                 raise EpisodeError(
