@@ -235,7 +235,10 @@ class SimClientConfig(PolicyFlags):
         if self.runner != "ray":
             return
         self.n_envs = "auto" if self.n_envs is None else self.n_envs
-        _require(self.num_servers is None or self.num_servers >= 1, "--num_servers must be at least 1")
+        _require(
+            self.num_servers is None or self.num_servers >= 1,
+            f"--num_servers must be at least 1, got {self.num_servers}",
+        )
         _require(
             self.num_servers is None or self.server_address is None,
             "--num_servers is for servers of this run's own, and --server_address names one that is there already",

@@ -69,7 +69,7 @@ class Need:
     Args:
         why: The flag that names it.
         path: Where it is on the driver's node.
-        module: Its name, if it is one that is imported, wherever it lies.
+        module: The package's name, if it is one that is imported, wherever it lies.
     """
 
     why: str

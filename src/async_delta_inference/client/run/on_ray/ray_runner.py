@@ -154,7 +154,8 @@ class RayRunner(Runner):
         module = type(config.env).__module__
         if module != "__main__":
             file = getattr(sys.modules.get(module), "__file__", None)
-            needs.append(Need("--env.type", f"{file or module}", module))
+            # The package, since looking for a module in it would load it.
+            needs.append(Need("--env.type", f"{file or module}", module.partition(".")[0]))
         if main := self._surroundings.main.get("init_main_from_path"):
             needs.append(Need("this program", main))
         return needs
