@@ -16,6 +16,7 @@ from typing import Any
 
 import ray
 from ray._private import ray_constants
+from ray._raylet import AuthenticationTokenLoader, Config
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from async_delta_inference.client.run.interrupts import interrupts_held
@@ -148,11 +149,14 @@ def _quiet() -> Iterator[None]:
 
 
 def _put_back(variables: dict[str, str | None]) -> None:
+    """Ray, too, forgets the token: a cluster that is joined later could not talk to this process otherwise."""
     for name, value in variables.items():
         if value is None:
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
+    Config.initialize("")  # In this order, says Ray: who is still on the way would look for a token.
+    AuthenticationTokenLoader.instance().reset_cache()
 
 
 @contextmanager
