@@ -24,6 +24,7 @@ from async_delta_inference.client.run.worker_handle import WorkerHandle
 from async_delta_inference.errors import PeerUnreachableError
 from async_delta_inference.transport import LinkOptions, TransportOptions
 from async_delta_inference.transport.link_options import GrpcOptions
+from async_delta_inference.transport.registry import backend, split_uri
 
 __all__ = ["RayServers"]
 
@@ -65,6 +66,7 @@ class RayServers(OwnServers):
         self._output_dir = output_dir
         self._surroundings = surroundings
         self._seats = [_Seat(index) for index in range(count)]
+        self._within: set[str] = set()
         self._used: WeakKeyDictionary[WorkerHandle, _Seat] = WeakKeyDictionary()
         # A server that died does not come back at its address.
         grpc = GrpcOptions("native", config.grpc.image_encoding)
@@ -135,6 +137,10 @@ class RayServers(OwnServers):
             ray.kill(actor)
         for seat in self._seats:
             seat.actor = None
+        # Ray kills the children of an actor whose node goes, which then cannot tidy up. Elsewhere this finds nothing.
+        for uri in self._within:
+            scheme, address = split_uri(uri)
+            backend(scheme).listener.remove_what_is_left(address)
 
     def _start(self, seat: _Seat) -> None:
         config, tls = self._config, self._config.tls
@@ -175,6 +181,7 @@ class RayServers(OwnServers):
             return
         assert seat.served is not None
         seat.fruitless = 0
+        self._within.add(seat.served.within)
         seat.watch = seat.actor.watch.remote(_WATCH_S)
         yield ServerStarted(seat.served.between, sum(other.deaths for other in self._seats))
 
