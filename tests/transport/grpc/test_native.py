@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from importlib.resources import files
 
@@ -225,6 +227,24 @@ def test_seat_of_a_session_without_a_client_is_given_away(
 
         eventually(has_come)
         first.close()
+
+
+def test_client_may_be_closed_while_it_restores_the_session(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    restoring = threading.Event()
+
+    class Late(threading.Thread):
+        def start(self) -> None:
+            if self.name == "grpc-transport-reader":
+                restoring.set()
+                time.sleep(0.2)
+            super().start()
+
+    with TcpRelay(int(server.uris[0].rpartition(":")[2])) as relay:
+        client = connect(f"grpc://{relay.address}", CONTRACT_POLICY)
+        monkeypatch.setattr(threading, "Thread", Late)
+        relay.break_off()
+        assert restoring.wait(WAIT_S)
+        client.close()
 
 
 def test_replies_are_kept_until_the_client_has_them(server: Server) -> None:

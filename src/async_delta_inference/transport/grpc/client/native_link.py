@@ -156,8 +156,12 @@ class NativeLink(Link):
                 self._condition.wait_for(lambda: stream.is_over, _CLOSE_TIMEOUT_S)
         if stream is not None:
             stream.call.cancel()
-        if self._reader is not None and self._reader is not threading.current_thread():
-            self._reader.join(_JOIN_TIMEOUT_S)
+        reader = None
+        # One that was restoring the session has started another, which ends by itself.
+        while self._reader not in (reader, None, threading.current_thread()):
+            reader = self._reader
+            assert reader is not None
+            reader.join(_JOIN_TIMEOUT_S)
 
     def expects_answers(self) -> bool:
         """See `Link`."""
@@ -207,8 +211,9 @@ class NativeLink(Link):
             self._stream = stream
             if self._owner.closed.is_set():
                 stream.is_ending = True
-        self._reader = threading.Thread(target=self._read, args=(stream,), name="grpc-transport-reader", daemon=True)
-        self._reader.start()
+        reader = threading.Thread(target=self._read, args=(stream,), name="grpc-transport-reader", daemon=True)
+        reader.start()
+        self._reader = reader  # Not before: `close` joins what it finds here, whoever restores the session meanwhile.
         return stream
 
     def _wait_for_answer(self, stream: _Stream, deadline_s: float) -> TransportError | None:
