@@ -3,7 +3,7 @@
 ::
 
     python benchmarks/evaluation_rate.py real --n_envs 1 2 1 2 --episodes 20
-    python benchmarks/evaluation_rate.py real --n_envs 1 2 --episodes 10 --lerobot_eval
+    python benchmarks/evaluation_rate.py real --n_envs 1 2 --episodes 10 --lerobot_eval 1 2-sync 2-async
     python benchmarks/evaluation_rate.py model --workers 1 4 16 64
 
 The real one is LIBERO with the policy trained here, in the simulated clock; start-up is told apart from the rate, which
@@ -44,7 +44,8 @@ from async_delta_inference.transport import FunctionPolicy, serve
 ROOT = Path(__file__).parents[1]
 CHECKPOINT = ROOT / "examples" / "policies" / "act_libero_object_0"
 STEP_S, ONE_S, BATCH_S, MAX_BATCH, ROWS = 0.012, 0.040, 0.060, 16, 5
-LEROBOT_EVAL = {"batch 1": (1, True), "batch 2, sync": (2, True), "batch 2, async": (2, False)}
+LEROBOT_EVAL = {"1": (1, True), "2-sync": (2, True), "2-async": (2, False)}
+"""What lerobot-eval is asked for: simulators, and whether they step one after the other in one process."""
 
 
 class SleepingPolicy(FunctionPolicy):
@@ -134,11 +135,12 @@ def _libero(args: argparse.Namespace, output_dir: Path) -> SimClientConfig:
 def _beside_lerobot_eval(args: argparse.Namespace, ours: dict[int, list[Rate]]) -> None:
     subject = Subject(CHECKPOINT, "libero_object", 0, args.episodes)
     seconds = {}
-    for name, (n_envs, sync) in LEROBOT_EVAL.items():
+    for name in args.lerobot_eval:
+        n_envs, sync = LEROBOT_EVAL[name]
         with tempfile.TemporaryDirectory() as folder:
             theirs = run_evaluator(THEIRS, subject, Path(folder) / "out", n_envs, sync)
         seconds[name] = theirs.eval_ep_s
-        print(f"lerobot-eval, {name}: {theirs.eval_ep_s:.2f} s/episode", flush=True)
+        print(f"lerobot-eval {name}: {theirs.eval_ep_s:.2f} s/episode", flush=True)
         outcomes = dict(enumerate(zip(theirs.successes, theirs.sum_rewards, strict=True)))
         different = sum(one.outcomes != outcomes for several in ours.values() for one in several)
         print(f"  of our runs {different} have an episode that ends otherwise", flush=True)
@@ -212,7 +214,9 @@ def main() -> None:
     one = commands.add_parser("real")
     one.add_argument("--n_envs", type=int, nargs="+", default=[1, 2, 1, 2], help="in turn; one may come again")
     one.add_argument("--episodes", type=int, default=10)
-    one.add_argument("--lerobot_eval", action="store_true", help="in parity mode, with lerobot-eval beside it")
+    one.add_argument(
+        "--lerobot_eval", nargs="+", choices=list(LEROBOT_EVAL), help="in parity mode, with lerobot-eval beside it"
+    )
     one.set_defaults(run=real)
     other = commands.add_parser("model")
     other.add_argument("--workers", type=int, nargs="+", default=[1, 4, 16, 64])
