@@ -138,7 +138,7 @@ def test_a_worker_that_is_killed_changes_nothing(
 
 
 def test_a_run_that_is_left_ends_its_own_cluster_and_goes_on_elsewhere(
-    alone: dict[str, Any], checkpoint: Path, tmp_path: Path
+    cluster: Any, alone: dict[str, Any], checkpoint: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     before = set(Path(tempfile.gettempdir()).glob("adi-ray-*"))
@@ -148,6 +148,8 @@ def test_a_run_that_is_left_ends_its_own_cluster_and_goes_on_elsewhere(
     assert not ray.is_initialized()
     assert set(Path(tempfile.gettempdir()).glob("adi-ray-*")) <= before
     assert len(kept(out)["lines"]) == 1
+    evaluate(on_ray(out, checkpoint, ray_address=cluster.address, resume=True))
+    assert kept(out) == alone
 
 
 def test_what_a_node_has_not_got_is_said_before_the_first_episode(
