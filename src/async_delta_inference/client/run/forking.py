@@ -171,6 +171,7 @@ def main(control_fd: int, modules: Sequence[str] = ()) -> None:
     # enough for what an episode leaves: before, it waited for a quarter as many objects as there are.
     gc.collect()
     gc.freeze()
+    gc.collect()  # It counts anew what there is.
     control = socket.socket(fileno=control_fd)
     while True:
         message, descriptors, _, _ = socket.recv_fds(control, _WORD_BYTES, 2)
