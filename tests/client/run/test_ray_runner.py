@@ -9,6 +9,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +103,11 @@ def kept(folder: Path) -> dict[str, Any]:
 
 def actors(name: str) -> list[psutil.Process]:
     """Processes of the actors of a class; Ray names them so."""
-    family = psutil.Process().children(recursive=True)
-    return [process for process in family if any(name in word for word in process.cmdline())]
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # It may be ending.
+            found += [process] if any(name in word for word in process.cmdline()) else []
+    return found
 
 
 def test_two_nodes_give_the_bytes_of_one_simulator(
