@@ -10,20 +10,17 @@ Run it again with the same `--output` and it goes on from the last checkpoint.
 from __future__ import annotations
 
 import argparse
-import json
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from act_init import ActSize, save_initial_checkpoint
 from frame_cache import FrameCache, batch_indices
+from training_loop import WEIGHT_DECAY, last_checkpoint, run_steps, save_checkpoint, update
 
 if TYPE_CHECKING:
     from lerobot.policies.act.modeling_act import ACTPolicy
 
-GRAD_CLIP_NORM = 10.0
-WEIGHT_DECAY = 1e-4
 LOG_EVERY_STEPS = 25
 
 
@@ -65,22 +62,13 @@ class Trainer:
         args = self._args
         indices = batch_indices(self._cache.sample_frames, args.batch_size, self.step, args.seed)
         loss, _ = self.policy.forward(self.preprocessor(self._cache.batch(indices)))
-        self._optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.policy.parameters(), GRAD_CLIP_NORM)
-        self._optimizer.step()
-        self._schedule.step()
         self.step += 1
-        return float(loss.item())
+        return update(self.policy, loss, self._optimizer, self._schedule)
 
     def save(self, folder: Path) -> None:
         """Writes `pretrained_model`, as lerobot-train does, and the state to go on from."""
-        for part in (self.policy, self.preprocessor, self.postprocessor):
-            part.save_pretrained(folder / "pretrained_model")
         state = {"step": self.step, "optimizer": self._optimizer.state_dict(), "schedule": self._schedule.state_dict()}
-        # Written last and renamed: a checkpoint without it is not taken for a whole one.
-        torch.save(state, folder / "partial.pt")
-        (folder / "partial.pt").replace(folder / "training_state.pt")
+        save_checkpoint(folder, (self.policy, self.preprocessor, self.postprocessor), state)
 
     def load_state(self, folder: Path) -> None:
         """Goes on from a saved state; the policy itself comes from the same folder's `pretrained_model`."""
@@ -88,11 +76,6 @@ class Trainer:
         self.step = state["step"]
         self._optimizer.load_state_dict(state["optimizer"])
         self._schedule.load_state_dict(state["schedule"])
-
-
-def last_checkpoint(output: Path) -> Path | None:
-    """The newest whole checkpoint of a run, or None."""
-    return max((state.parent for state in output.glob("checkpoints/*/training_state.pt")), default=None)
 
 
 def train(args: argparse.Namespace) -> None:
@@ -109,21 +92,7 @@ def train(args: argparse.Namespace) -> None:
     )
     if last is not None:
         trainer.load_state(last)
-    losses: list[float] = []
-    started_s, first_step = time.monotonic(), trainer.step
-    trainer.policy.train()
-    while trainer.step < args.steps:
-        losses.append(trainer.train_step())
-        if trainer.step % LOG_EVERY_STEPS == 0:
-            elapsed_s = time.monotonic() - started_s
-            step_s = elapsed_s / (trainer.step - first_step)
-            entry = {"step": trainer.step, "loss": round(sum(losses) / len(losses), 4), "step_s": round(step_s, 3)}
-            print(f"{entry} {elapsed_s:.0f} s, {step_s * (args.steps - trainer.step):.0f} s left", flush=True)
-            with (args.output / "log.jsonl").open("a") as log:
-                log.write(json.dumps({**entry, "elapsed_s": round(elapsed_s)}) + "\n")
-            losses.clear()
-        if trainer.step % args.save_freq == 0 or trainer.step == args.steps:
-            trainer.save(args.output / "checkpoints" / f"{trainer.step:06d}")
+    run_steps(trainer, args, LOG_EVERY_STEPS)
 
 
 def parse_args() -> argparse.Namespace:

@@ -11,8 +11,6 @@ Run it again with the same `--output` and it goes on from the last checkpoint.
 from __future__ import annotations
 
 import argparse
-import json
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +19,7 @@ from typing import Any
 import torch
 from frame_cache import FrameCache, batch_indices
 from torch import Tensor, nn
-from train_act import GRAD_CLIP_NORM, WEIGHT_DECAY, last_checkpoint
+from training_loop import WEIGHT_DECAY, last_checkpoint, run_steps, save_checkpoint, update
 
 LOG_EVERY_STEPS = 100
 ENCODING_BATCH = 32
@@ -208,48 +206,25 @@ class Trainer:
         with images_encoded(self.policy.model):
             predicted, _ = self.policy.model(batch)
         loss = (torch.nn.functional.l1_loss(predicted, wanted, reduction="none") * ~is_pad[..., None]).mean()
-        self._optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.policy.parameters(), GRAD_CLIP_NORM)
-        self._optimizer.step()
-        self._schedule.step()
         self.step += 1
-        return float(loss.item())
+        return update(self.policy, loss, self._optimizer, self._schedule)
 
     def save(self, folder: Path) -> None:
         """Writes `pretrained_model`, as lerobot-train does, and the state to go on from."""
-        for part in (self.policy, self.preprocessor, self.postprocessor):
-            part.save_pretrained(folder / "pretrained_model")
         state = {
             "step": self.step,
             "policy": self.policy.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "schedule": self._schedule.state_dict(),
         }
-        # Written last and renamed: a checkpoint without it is not taken for a whole one.
-        torch.save(state, folder / "partial.pt")
-        (folder / "partial.pt").replace(folder / "training_state.pt")
+        save_checkpoint(folder, (self.policy, self.preprocessor, self.postprocessor), state)
 
 
 def train(args: argparse.Namespace) -> None:
     """Trains until `args.steps`, saving every `args.save_freq` steps."""
     torch.manual_seed(args.seed)
     trainer = Trainer(args, last_checkpoint(args.output))
-    losses: list[float] = []
-    started_s, first_step = time.monotonic(), trainer.step
-    trainer.policy.train()
-    while trainer.step < args.steps:
-        losses.append(trainer.train_step())
-        if trainer.step % LOG_EVERY_STEPS == 0:
-            elapsed_s = time.monotonic() - started_s
-            step_s = elapsed_s / (trainer.step - first_step)
-            entry = {"step": trainer.step, "loss": round(sum(losses) / len(losses), 4), "step_s": round(step_s, 3)}
-            print(f"{entry} {elapsed_s:.0f} s, {step_s * (args.steps - trainer.step):.0f} s left", flush=True)
-            with (args.output / "log.jsonl").open("a") as log:
-                log.write(json.dumps({**entry, "elapsed_s": round(elapsed_s)}) + "\n")
-            losses.clear()
-        if trainer.step % args.save_freq == 0 or trainer.step == args.steps:
-            trainer.save(args.output / "checkpoints" / f"{trainer.step:06d}")
+    run_steps(trainer, args, LOG_EVERY_STEPS)
 
 
 def parse_args() -> argparse.Namespace:
