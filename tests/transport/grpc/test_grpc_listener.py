@@ -366,6 +366,19 @@ def test_call_that_reaches_its_own_deadline_keeps_the_session(robot: Make) -> No
     client.expect(0)  # and the call that nobody waits for any more has not taken the answer
 
 
+def test_client_of_ours_is_given_up_sooner_as_it_always_has_a_call_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_session, "_LONGEST_SILENCE_OF_OURS_S", 0.0)
+    somewhere = TcpConnections(0)
+    ours, robot = (
+        server_session.GrpcSession(CONTRACT_POLICY, lambda: None, "unix:", somewhere, is_ours=is_ours)
+        for is_ours in (True, False)
+    )
+    eventually(ours.has_left)
+    assert not robot.has_left()
+    assert ours.call_begins("unix:")
+    assert not ours.has_left()
+
+
 def test_robot_on_a_unix_socket_frees_its_seat_when_it_was_silent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

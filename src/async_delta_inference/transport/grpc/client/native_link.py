@@ -360,6 +360,9 @@ class NativeLink(Link):
 
     def _reconnect(self, lost: TransportError) -> None:
         wait_s = self._options.reconnect_timeout_s
+        if wait_s == 0.0:  # At once: a try that a fast server answers in time would be one all the same.
+            self._give_up(f"{lost}; the server did not come back within 0 s", lost)
+            return
         try:
             self._open(time.monotonic() + wait_s, resumes=True)
         except PeerUnreachableError as exc:

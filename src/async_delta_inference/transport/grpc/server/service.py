@@ -139,7 +139,7 @@ class PolicyService:
         """
         spec = self._spec_of(decode_policy(data), context)
         needs = self._host.describe(spec)
-        session = GrpcSession(spec, self._host.ring, context.peer(), self._connections)
+        session = GrpcSession(spec, self._host.ring, context.peer(), self._connections, is_ours=_is_ours(context))
         self._host.reserve(session, needs)
         self._sessions.put(_key_of(context), session)
         with self._watched(session, context):
@@ -236,8 +236,11 @@ def _wait_until_open(session: GrpcSession, context: grpc.ServicerContext) -> Pol
 
 def _patience_s(context: grpc.ServicerContext) -> float:
     """Our own client always has a call under way, so that each side sees the other one go; RobotClient polls."""
-    is_ours = extras.read_session(context.invocation_metadata()) is not None
-    return extras.PATIENCE_S if is_ours else OBS_QUEUE_TIMEOUT_S
+    return extras.PATIENCE_S if _is_ours(context) else OBS_QUEUE_TIMEOUT_S
+
+
+def _is_ours(context: grpc.ServicerContext) -> bool:
+    return extras.read_session(context.invocation_metadata()) is not None
 
 
 def _join(pieces: Iterable[Any], most_bytes: int) -> bytes:

@@ -18,6 +18,8 @@ MAX_CALLS = 4
 
 _LONGEST_SILENCE_S = 60.0
 """After this a client is gone whose connection cannot be looked up, and that has no call under way."""
+_LONGEST_SILENCE_OF_OURS_S = 30.0
+"""The same of a client that always has one: it has none only if it died, or was stopped, between two."""
 
 
 class GrpcSession(MailboxSession):
@@ -28,10 +30,20 @@ class GrpcSession(MailboxSession):
         ring: Wakes the inference loop.
         peer: The client's end of its connection, as gRPC names it.
         connections: Tells whether that is open.
+        is_ours: Whether it is a client of this project, which always has a call under way.
     """
 
-    def __init__(self, spec: SessionSpec, ring: Callable[[], None], peer: str, connections: TcpConnections) -> None:
+    def __init__(
+        self,
+        spec: SessionSpec,
+        ring: Callable[[], None],
+        peer: str,
+        connections: TcpConnections,
+        *,
+        is_ours: bool = False,
+    ) -> None:
         super().__init__(spec, f"the client at {peer}", ring)
+        self._longest_silence_s = _LONGEST_SILENCE_OF_OURS_S if is_ours else _LONGEST_SILENCE_S
         self.most_bytes = longest_observation(spec.features)
         self._peer = peer
         self._connections = connections
@@ -98,7 +110,7 @@ class GrpcSession(MailboxSession):
         """See `ServedSession`."""
         is_open = self._connections.is_open(self._peer)
         if is_open is None:
-            return self._calls_under_way == 0 and time.monotonic() - self._heard_s > _LONGEST_SILENCE_S
+            return self._calls_under_way == 0 and time.monotonic() - self._heard_s > self._longest_silence_s
         return not is_open
 
     @property
