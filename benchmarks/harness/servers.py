@@ -11,6 +11,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -22,7 +23,7 @@ from async_delta_inference.errors import AsyncDeltaError
 from async_delta_inference.transport import SessionSpec, serve
 from harness.null_policy import NullPolicy
 
-__all__ = ["KINDS", "LIGHT_KINDS", "ServerProcess", "build_checkpoint", "preload"]
+__all__ = ["KINDS", "LIGHT_KINDS", "ServerProcess", "build_checkpoint", "preload", "private_shm_uri"]
 
 START_TIMEOUT_S = 180.0
 LIGHT_KINDS = ("shm", "grpc-native", "grpc-echo")
@@ -159,6 +160,7 @@ def _main(connection: Connection, kind: str, folder: str, slots: tuple[int, int]
         connection.send(exc)
         raise
     connection.send(uri)
+    clock: Any = getattr(server, "clock", None)  # Around the forward passes; benchmarks/gpu.py's servers have one.
     while True:
         try:
             verb, *rest = connection.recv()
@@ -168,8 +170,12 @@ def _main(connection: Connection, kind: str, folder: str, slots: tuple[int, int]
         answer: object = None
         if verb == "record":
             stages.start() if rest[0] else stages.stop()
+            if clock is not None:
+                clock.recording = rest[0]
         elif verb == "marks":
             answer = stages.take()
+        elif verb == "forwards" and clock is not None:
+            answer = clock.take()
         connection.send(answer)
 
 
@@ -225,7 +231,7 @@ def _serve_grpc_ours(folder: str) -> _Served:
 
 
 def _serve_shm_host(folder: str) -> _Served:
-    return _serve_policy(_shm_uri())
+    return _serve_policy(private_shm_uri())
 
 
 def _serve_policy(uri: str) -> _Served:
@@ -239,7 +245,7 @@ def _serve_policy(uri: str) -> _Served:
 
 def _serve_shm(folder: str) -> _Served:
     """Shared memory with a trivial policy: the transport alone."""
-    server = serve(NullPolicy(), _shm_uri())
+    server = serve(NullPolicy(), private_shm_uri())
     return server.uris[0], server
 
 
@@ -257,13 +263,21 @@ def _serve_grpc_echo(folder: str) -> _Served:
     return server.uri, server
 
 
+def _serve_stack(name: str, folder: str) -> _Served:
+    """With real weights and a clock around their forward passes: see `harness.gpu.served`."""
+    from harness.gpu.served import STACKS
+
+    return STACKS[name](folder)
+
+
 def _serve_shm_with(slots: tuple[int, int]) -> _Served:
     """As `_serve_shm`, with rings whose depth no flag of the product sets."""
     from async_delta_inference.transport import Server, SessionHost
     from async_delta_inference.transport.shm.server.listener import ShmListener
 
     host = SessionHost(NullPolicy())
-    listener = ShmListener(_shm_uri().removeprefix("shm://"), host, observation_slots=slots[0], action_slots=slots[1])
+    address = private_shm_uri().removeprefix("shm://")
+    listener = ShmListener(address, host, observation_slots=slots[0], action_slots=slots[1])
     server = Server(host, (listener,))
     server.start()
     return server.uris[0], server
@@ -276,7 +290,8 @@ def _limit_threads() -> None:
     torch.set_num_threads(1)
 
 
-def _shm_uri() -> str:
+def private_shm_uri() -> str:
+    """An address that nobody else uses."""
     return f"shm://bench-{os.getpid()}-{token_hex(4)}"
 
 
@@ -290,6 +305,7 @@ KINDS: dict[str, Callable[[str], _Served]] = {
     "grpc-wire": _serve_grpc_wire,
     "shm": _serve_shm,
     "shm-host": _serve_shm_host,
+    **{f"gpu/{name}": partial(_serve_stack, name) for name in ("grpc", "shm-pageable", "shm-pinned")},
 }
 """How to serve, by the name of the transport in the results. Run in the child, with a folder of its own; the server has
 started."""
