@@ -16,7 +16,8 @@ from lerobot.configs import FeatureType, PolicyFeature
 from async_delta_inference.server_adapter.lerobot import LeRobotPolicy
 from async_delta_inference.server_adapter.lerobot.asking import AskForChunk
 from async_delta_inference.server_adapter.lerobot.checkpoint import PolicyIdentity
-from async_delta_inference.server_adapter.lerobot.session import LeRobotSession, Surroundings
+from async_delta_inference.server_adapter.lerobot.session import LeRobotSession
+from async_delta_inference.server_adapter.lerobot.surroundings import Surroundings
 from async_delta_inference.server_adapter.lerobot_internals import load_policy_server_module
 from async_delta_inference.transport import PolicyNeeds, SessionSpec
 from harness.null_policy import constant_chunk

@@ -153,21 +153,31 @@ def test_whole_chunk_is_postprocessed_at_once_once_proven(mode: NormalizationMod
         assert postprocess._transform is not pipeline
 
 
-def test_a_chunk_on_another_device_is_fetched_by_the_pipeline() -> None:
+def test_a_chunk_on_another_device_is_unnormalised_there_and_then_fetched() -> None:
     """A mock of such a chunk: this suite runs without a GPU."""
 
     class Elsewhere(torch.Tensor):
         is_cpu = property(lambda self: False)  # type: ignore[assignment]
 
-    def normaliser_alone(chunk: torch.Tensor) -> torch.Tensor:
-        raise AssertionError("the chunk stays on its device")
+    def statistics_of_the_cpu(chunk: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("the chunk is not on the CPU")
 
     _, pipeline = make_pipelines()
     postprocess = Postprocessor(pipeline)
-    postprocess._transform = normaliser_alone
-    chunk = torch.randn(1, 4, ACTION_DIM)
+    postprocess._transform = statistics_of_the_cpu
     for _ in range(2):
+        chunk = torch.randn(1, 4, ACTION_DIM)
         assert postprocess(chunk.as_subclass(Elsewhere)).tobytes() == pipeline(chunk).numpy().tobytes()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_chunks_of_several_sessions_get_the_bits_that_each_gets_alone(mode: NormalizationMode) -> None:
+    _, pipeline = make_pipelines(mode)
+    postprocess, alone = Postprocessor(pipeline), Postprocessor(pipeline)
+    for _ in range(2):  # The first time it is looked whether that holds.
+        chunks = torch.randn(3, 9, ACTION_DIM)
+        expected = np.stack([alone(chunks[row : row + 1]) for row in range(3)])
+        assert postprocess.begin(chunks)().tobytes() == expected.tobytes()
 
 
 def test_postprocessor_that_is_not_elementwise_goes_row_by_row() -> None:

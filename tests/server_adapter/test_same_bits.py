@@ -11,7 +11,7 @@ import torch
 from small_act import FEATURES, LARGER, ask, begin, observe, raw_observation, spec, upstream_actions, upstream_server
 
 from async_delta_inference.server_adapter.lerobot import LeRobotPolicy
-from async_delta_inference.server_adapter.lerobot.session import Surroundings
+from async_delta_inference.server_adapter.lerobot.surroundings import Surroundings
 from async_delta_inference.transport import Observation, ObservationFeatures
 
 IMAGE_KEYS = {"observation.images.image", "observation.images.image2"}

@@ -3,6 +3,9 @@
 A pipeline packs its input into a transition, copies that for every step, and unpacks it: 0.06 ms beside a forward
 pass, for arithmetic on a few floats. Where its steps are LeRobot's plain ones, only the normaliser has anything to do.
 Whether that gives the bits of the pipeline is looked at before it is relied on; else the pipeline is called.
+
+For a policy on another device a state is normalised on the CPU and then sent, a few floats; a chunk is unnormalised
+where it is and then fetched, once for all sessions of a batch.
 """
 
 from __future__ import annotations
@@ -13,6 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
+from async_delta_inference.server_adapter.device.chunk_fetch import ChunkFetch
 
 __all__ = ["Postprocessor", "Preprocessor", "as_chunk"]
 
@@ -49,12 +54,15 @@ class Preprocessor:
         self._pipeline = pipeline
         self._normalize: Transform | None = None
         self._rest: dict[str, Any] = {}
+        self._device = _device_of(pipeline)
         step = _only_normalizer(pipeline, "_normalize_observation")
         if step is None:
             return
         expected = pipeline(dict(example))
         self._rest = {key: value for key, value in expected.items() if not key.startswith("observation.")}
-        self._normalize = _transform(step, _STATE, inverse=False)
+        self._normalize = _transform(step, _STATE, inverse=False, device=self._device)
+        if self._normalize is None:
+            return
         images = {key: value for key, value in expected.items() if key.startswith("observation.") and key != _STATE}
         rest = {key: example[key] for key in (_STATE, _TASK) if key in example}
         if not _same(self(rest, images), expected):
@@ -70,12 +78,14 @@ class Preprocessor:
         if self._normalize is None or len(batch) != 2 or _STATE not in batch:  # An image is among them, say.
             return {**self._pipeline(batch), **finished}
         state = self._normalize(batch[_STATE])
+        if self._device is not None:
+            state = state.to(self._device, non_blocking=True)
         rest = {key: dict(value) if isinstance(value, dict) else value for key, value in self._rest.items()}
         return {**rest, _TASK: batch[_TASK], _STATE: state, **finished}
 
 
 class Postprocessor:
-    """Applies a policy's postprocessor to a whole chunk where that gives the same bits as row by row.
+    """Applies a policy's postprocessor to whole chunks where that gives the same bits as row by row.
 
     Args:
         pipeline: LeRobot's.
@@ -87,20 +97,39 @@ class Postprocessor:
         self._whole = steps <= ELEMENTWISE_STEPS
         self._proven = False
         step = _only_normalizer(pipeline, "_normalize_action")
-        self._transform = pipeline if step is None else _transform(step, _ACTION, inverse=True)
+        self._transform: Transform = (step and _transform(step, _ACTION, inverse=True)) or pipeline
+        # The statistics of the other are on the CPU.
+        self._transform_elsewhere = pipeline if step is None else _by_method(step, "_normalize_action")
+        self._fetch = ChunkFetch()
 
     def __call__(self, chunk: torch.Tensor) -> NDArray[np.float32]:
         """(1, n, A) to float32 (n, A)."""
         if not self._whole:
             return as_chunk(self._row_by_row(chunk))
-        # From another device the pipeline fetches it; the normaliser alone would leave it there.
-        whole = self._transform(chunk) if chunk.is_cpu else self._pipeline(chunk)
+        whole = self._transformed(chunk)
         if not self._proven:
             # Once per policy: what the step types promise is looked at, too.
             rows = self._row_by_row(chunk)
-            self._whole = self._proven = whole.dtype == rows.dtype and torch.equal(whole, rows)
+            self._whole = self._proven = whole.dtype == rows.dtype and torch.equal(whole.to(rows.device), rows)
             return as_chunk(rows)
-        return as_chunk(whole)
+        return as_chunk(whole) if whole.is_cpu else self._fetch.begin(whole)()[0]
+
+    def begin(self, chunks: torch.Tensor) -> Callable[[], NDArray[np.float32]]:
+        """Of several sessions at once, and without waiting for the device.
+
+        Args:
+            chunks: (B, n, A).
+
+        Returns:
+            Waits, and gives float32 (B, n, A).
+        """
+        if not (self._whole and self._proven):
+            values = np.stack([self(chunks[row : row + 1]) for row in range(len(chunks))])
+            return lambda: values
+        return self._fetch.begin(self._transformed(chunks))
+
+    def _transformed(self, chunk: torch.Tensor) -> torch.Tensor:
+        return self._transform(chunk) if chunk.is_cpu else self._transform_elsewhere(chunk)
 
     def _row_by_row(self, chunk: torch.Tensor) -> torch.Tensor:
         return torch.stack([self._pipeline(chunk[:, row, :]) for row in range(chunk.shape[1])], dim=1)
@@ -113,27 +142,34 @@ def as_chunk(actions: torch.Tensor) -> NDArray[np.float32]:
     return np.ascontiguousarray(actions.numpy()[0])  # Three of torch's calls less: each is slow when it is cold.
 
 
+def _device_of(pipeline: Any) -> torch.device | None:
+    """Where a pipeline leaves its tensors; None: on the CPU, or as it says nowhere."""
+    for step in getattr(pipeline, "steps", ()):
+        device = getattr(step, "tensor_device", None)
+        if device is not None and device.type != "cpu":
+            return torch.device(device)
+    return None
+
+
 def _only_normalizer(pipeline: Any, method: str) -> Any:
-    """The one step of the pipeline that has something to do on the CPU, or None where there may be others."""
+    """The one step of the pipeline that does anything but move tensors, or None where there may be others."""
     steps = list(getattr(pipeline, "steps", ()))
     if not {type(step).__name__ for step in steps} <= _PLAIN_STEPS:
         return None
     if getattr(pipeline, "before_step_hooks", ()) or getattr(pipeline, "after_step_hooks", ()):
         return None
-    for step in steps:
-        device = getattr(step, "tensor_device", None)
-        if (device is not None and device.type != "cpu") or getattr(step, "float_dtype", None):
-            return None
-        if getattr(step, "rename_map", None):
-            return None
+    if any(getattr(step, "float_dtype", None) or getattr(step, "rename_map", None) for step in steps):
+        return None
     normalizers = [step for step in steps if "ormalizer" in type(step).__name__]
     return normalizers[0] if len(normalizers) == 1 and hasattr(normalizers[0], method) else None
 
 
-def _transform(normalizer: Any, key: str, *, inverse: bool) -> Transform:
+def _transform(normalizer: Any, key: str, *, inverse: bool, device: torch.device | None = None) -> Transform | None:
     """What a normaliser makes of the state or of actions: the same two operations, its statistics looked up once.
 
-    Whoever uses it compares the bits first. Any other way than the two usual ones is left to the normaliser itself.
+    Whoever uses it compares the bits first. Any other way than the two usual ones is left to the normaliser itself; on
+    the CPU, that is: given a tensor from there, one whose statistics are on another ``device`` would move them. Then
+    there is none.
     """
     feature = normalizer.features.get(key)
     mode = getattr(normalizer.norm_map.get(getattr(feature, "type", None)), "value", None)
@@ -151,9 +187,17 @@ def _transform(normalizer: Any, key: str, *, inverse: bool) -> Transform:
         if inverse:
             return lambda chunk: (chunk + 1) / 2 * span + lowest
         return lambda state: 2 * (state - lowest) / span - 1
+    if device is not None:
+        return None
     if inverse:
-        return lambda chunk: normalizer._normalize_action(chunk, True)
+        return _by_method(normalizer, "_normalize_action")
     return lambda state: normalizer._normalize_observation({key: state}, False)[key]
+
+
+def _by_method(normalizer: Any, method: str) -> Transform:
+    """By the normaliser itself, whose statistics follow the actions to their device and type."""
+    transform = getattr(normalizer, method)
+    return lambda chunk: transform(chunk, True)
 
 
 def _same(found: Mapping[str, Any], expected: Mapping[str, Any]) -> bool:

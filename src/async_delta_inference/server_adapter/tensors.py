@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from async_delta_inference.transport.messages import Observation, PastObservation
 
-__all__ = ["Preparation"]
+__all__ = ["Preparation", "accept_read_only_memory", "state_and_task"]
 
 _WHITE = np.float32(255)
 
@@ -30,6 +30,9 @@ class Preparation:
             that the preprocessor is given always has memory of its own, since a step may keep it.
     """
 
+    makes_new_memory = False
+    """Whether what a call gave stays as it is after the next one, which then need not be copied."""
+
     def __init__(
         self,
         cameras: Mapping[str, str],
@@ -44,12 +47,7 @@ class Preparation:
         self._planes: dict[tuple[int, ...], NDArray[np.uint8]] = {}
         self._is_forgetful = is_forgetful
         self._results: dict[str, NDArray[np.float32]] = {}
-        with warnings.catch_warnings():
-            # torch warns once per process of memory that it may not write to; nothing here writes to a slot.
-            warnings.simplefilter("ignore")
-            read_only = np.zeros(1, np.uint8)
-            read_only.setflags(write=False)
-            torch.from_numpy(read_only)
+        accept_read_only_memory()
 
     def __call__(
         self, seen: Observation | PastObservation, task: str
@@ -61,9 +59,7 @@ class Preparation:
             float32; and the images that it would only have normalised and that are normalised already, by the same
             keys.
         """
-        state = seen.state.reshape(1, -1)
-        batch: dict[str, Any] = {key: torch.from_numpy(state[:, part].copy()) for key, part in self._vectors.items()}
-        batch["task"] = [task]
+        batch = state_and_task(seen.state, self._vectors, task)
         finished: dict[str, torch.Tensor] = {}
         for name, image in seen.images.items():
             key = self._cameras[name]
@@ -96,3 +92,29 @@ class Preparation:
             if self._is_forgetful:
                 self._results[key] = result
         return result
+
+
+def state_and_task(state: NDArray[np.float32], vectors: Mapping[str, slice], task: str) -> dict[str, Any]:
+    """What the preprocessor is given besides images, sharing no memory with ``state``.
+
+    Args:
+        state: float32 (S,).
+        vectors: What the policy calls parts of it, and where they are in it.
+        task: The instruction.
+
+    Returns:
+        float32 (1, n) by key, and the task in a list.
+    """
+    row = state.reshape(1, -1)
+    batch: dict[str, Any] = {key: torch.from_numpy(row[:, part].copy()) for key, part in vectors.items()}
+    batch["task"] = [task]
+    return batch
+
+
+def accept_read_only_memory() -> None:
+    """Have torch say now, to nobody, what it says once a process of memory that it may not write to: a slot's."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        read_only = np.zeros(1, np.uint8)
+        read_only.setflags(write=False)
+        torch.from_numpy(read_only)

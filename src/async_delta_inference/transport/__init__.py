@@ -33,10 +33,12 @@ from async_delta_inference.transport.policy import (
     Answer,
     EpisodeStart,
     FunctionPolicy,
+    OverlappingPolicy,
     Policy,
     PolicyNeeds,
     PolicySession,
     Request,
+    SharingSession,
 )
 from async_delta_inference.transport.policy_options import PolicyOptions
 from async_delta_inference.transport.registry import Backend, connect, known_schemes, listen, open_transport
@@ -61,6 +63,7 @@ __all__ = [
     "PastObservation",
     "PeerGoneError",
     "PeerUnreachableError",
+    "OverlappingPolicy",
     "Policy",
     "PolicyError",
     "PolicyNeeds",
@@ -70,6 +73,7 @@ __all__ = [
     "PrefixLimits",
     "ProtocolError",
     "Request",
+    "SharingSession",
     "Server",
     "ServedSession",
     "SessionHost",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from async_delta_inference.transport.failures import PolicyFailures
 from async_delta_inference.transport.finite import is_finite
 from async_delta_inference.transport.inbox import Seat
 from async_delta_inference.transport.messages import SessionSpec
-from async_delta_inference.transport.policy import Answer, EpisodeStart, Policy
+from async_delta_inference.transport.policy import Answer, EpisodeStart, OverlappingPolicy, Policy
 
 __all__ = ["Answering"]
 
@@ -28,6 +29,7 @@ class Answering:
 
     def __init__(self, policy: Policy, on_failure: Callable[[Seat, Exception], None]) -> None:
         self._infer = policy.infer
+        self._overlapping = policy if isinstance(policy, OverlappingPolicy) else None
         self._on_failure = on_failure
         self._failures = PolicyFailures()
 
@@ -46,16 +48,42 @@ class Answering:
     def several(self, seats: Sequence[Seat]) -> None:
         """Answer the observations that the seats hold, each of another session. Raises nothing."""
         seats = [seat for seat in seats if self._is_in_episode(seat)]
-        if not seats:
-            return
+        if seats:
+            self._pass_all_on(seats, partial(self._infer, seats))
+
+    def _pass_all_on(self, seats: Sequence[Seat], ask: Callable[[], Sequence[Answer]]) -> None:
         try:
-            answers = self._infer(seats)
+            answers = ask()
             if len(answers) != len(seats):
                 answers = [_miscounted(answers, seats)] * len(seats)
         except (Exception, SystemExit) as exc:  # noqa: BLE001 - its author reads it, its client hears of it
             answers = [self._failures.as_error("inference", exc)] * len(seats)
         for seat, answer in zip(seats, answers, strict=True):
             self._pass_on(seat, answer)
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether the policy is to be asked with `launch`."""
+        return self._overlapping is not None and self._overlapping.overlaps
+
+    def prepare(self, seats: Sequence[Seat]) -> Sequence[Seat]:
+        """Have the policy begin with the next batch; gives the seats that stay in it. Raises nothing."""
+        assert self._overlapping is not None
+        staying = [seat for seat in seats if self._is_in_episode(seat)]
+        for seat in staying:
+            self._overlapping.prepare(seat)
+        return staying
+
+    def launch(self, seats: Sequence[Seat]) -> Callable[[], None]:
+        """As `several`, but what is returned waits for the policy and passes the answers on. Raises nothing."""
+        assert self._overlapping is not None
+        seats = [seat for seat in seats if self._is_in_episode(seat)]
+        try:
+            collect = self._overlapping.launch(seats) if seats else _nothing
+        except (Exception, SystemExit) as exc:  # noqa: BLE001 - its author reads it, its client hears of it
+            error = self._failures.as_error("inference", exc)
+            collect = partial(_repeated, error, len(seats))
+        return partial(self._pass_all_on, seats, collect)
 
     def _pass_on(self, seat: Seat, answer: Answer) -> None:
         try:
@@ -116,3 +144,11 @@ def _fault_of(actions: object, spec: SessionSpec) -> str:
     if not 1 <= shape[0] <= rows:
         return f"the policy gave {shape[0]} actions, agreed were 1 to {rows}"
     return ""
+
+
+def _nothing() -> Sequence[Answer]:
+    return []
+
+
+def _repeated(answer: Answer, count: int) -> Sequence[Answer]:
+    return [answer] * count

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Sequence
 
 from async_delta_inference.errors import ProtocolError, SetupRefusedError
 from async_delta_inference.transport.answering import Answering
 from async_delta_inference.transport.inbox import LONGEST_WAIT_S, Bell, Inbox, Seat, ServedSession, ThreadBell
 from async_delta_inference.transport.lobby import Lobby
 from async_delta_inference.transport.messages import SessionSpec
-from async_delta_inference.transport.policy import Policy, PolicyNeeds, PolicySession
+from async_delta_inference.transport.policy import Policy, PolicyNeeds, PolicySession, SharingSession
 
 __all__ = ["STOP_TIMEOUT_S", "SessionHost"]
 
@@ -182,14 +183,38 @@ class SessionHost:
         """Whoever waits, in turn, then wait for the bell: what was rung for before is found without it."""
         inbox = self._inbox
         while taken := inbox.take():
-            self._answer.several(taken)
-            if inbox.failed or self._lobby.has_traffic:
+            if self._answer.overlaps:
+                self._serve_ahead(taken)
+            else:
+                self._answer.several(taken)
+            if self._is_disturbed():
                 self._let_go_and_admit()
             if self._stopping:
                 return
         if not inbox.failed:
             inbox.bell.wait(LONGEST_WAIT_S)
         self._let_go_and_admit()
+
+    def _serve_ahead(self, batch: Sequence[Seat]) -> None:
+        """Batch after batch on a device: while one is computed, those who wait meanwhile are prepared for the next.
+
+        Until nobody waits, or somebody comes, goes or fails. Who is prepared is answered even if a newer observation
+        of the same session comes before its turn: that one is in the batch after.
+        """
+        inbox, answer = self._inbox, self._answer
+        while batch:
+            wait_and_answer = answer.launch(batch)
+            ahead = answer.prepare(inbox.take_more((), but=batch))
+            wait_and_answer()
+            if self._is_disturbed():
+                self._let_go_and_admit()
+                ahead = [seat for seat in ahead if seat in inbox.seats()]
+            if self._stopping:
+                return
+            batch = [*ahead, *inbox.take_more(ahead)]
+
+    def _is_disturbed(self) -> bool:
+        return bool(self._inbox.failed) or self._lobby.has_traffic
 
     def _let_go_and_admit(self) -> None:
         if self._inbox.failed:
@@ -245,12 +270,16 @@ class SessionHost:
     def _policy_session(self, session: ServedSession) -> PolicySession | str:
         """The policy's half of the session, or why there will be none."""
         try:
-            return self._policy.open(session.spec)
+            opened = self._policy.open(session.spec)
         except SetupRefusedError as exc:
             return str(exc)
         except (Exception, SystemExit) as exc:
             logger.exception("the policy cannot be opened for %s", session.label)
             return f"the policy cannot be set up: {type(exc).__name__}: {exc}"
+        memory = session.shared_memory()
+        if memory is not None and isinstance(opened, SharingSession):
+            opened.share(memory)
+        return opened
 
     def _close(self, session: ServedSession) -> None:
         for seat in self._inbox.seats():

@@ -120,6 +120,10 @@ class ServedSession(ABC):
     def close(self) -> None:
         """Free what the session holds. Called once, after everything else."""
 
+    def shared_memory(self) -> memoryview | None:
+        """The one piece of memory that all observations lie in; None where there is none. It stays until `close`."""
+        return None
+
     can_be_alone: ClassVar[bool] = False
     """Whether the loop can wait for this session without the bell, as long as there is no other."""
 
@@ -222,18 +226,30 @@ class Inbox:
             Empty when nobody waits. A seat whose session failed is not in it, but in `failed`. Valid until the next
             call of `add` or `remove`.
         """
-        seats = self._seats
         if self._linger_s and self._max_batch > 1:
             self._linger()
-        taken = []
+        return self._taken(self._seats, self._max_batch)
+
+    def take_more(self, batch: Sequence[Seat], but: Sequence[Seat] = ()) -> Sequence[Seat]:
+        """Seats that hold an observation now, as many as a batch has room for; waits for nobody.
+
+        Args:
+            batch: What is in it already.
+            but: Seats that are not to be taken.
+        """
+        others = [seat for seat in self._seats if seat not in batch and seat not in but]
+        return self._taken(others, self._max_batch - len(batch))
+
+    def _taken(self, seats: Sequence[Seat], most: int) -> Sequence[Seat]:
+        taken: list[Seat] = []
         for seat in seats:
+            if len(taken) >= most:
+                break
             if self._has_observation(seat):
                 taken.append(seat)
-                if len(taken) >= self._max_batch:
-                    break
         for seat in taken:
-            seats.remove(seat)
-            seats.append(seat)
+            self._seats.remove(seat)
+            self._seats.append(seat)
         return taken
 
     def _has_observation(self, seat: Seat) -> bool:

@@ -8,6 +8,9 @@
         infer(requests)                 one observation each of different sessions; an answer each
     session.close()      the session is over
 
+Two things are a policy's to have or not, and found by what it has: `SharingSession`, whose observations lie in memory
+that it is shown first; `OverlappingPolicy`, which prepares the next batch while it computes this one.
+
 All calls but `describe` come from one thread, the server's inference loop: thread pools and random generators of a
 policy's framework belong to the thread that calls it.
 """
@@ -30,11 +33,13 @@ __all__ = [
     "Answer",
     "EpisodeStart",
     "FunctionPolicy",
+    "OverlappingPolicy",
     "Policy",
     "PolicyFunction",
     "PolicyNeeds",
     "PolicySession",
     "Request",
+    "SharingSession",
     "as_policy",
 ]
 
@@ -172,6 +177,40 @@ class Policy(Protocol):
 
         Raises:
             Exception: Every request of the call is answered with it, as a `PolicyError`.
+        """
+
+
+@runtime_checkable
+class SharingSession(PolicySession, Protocol):
+    """A session that is shown where its observations will lie, to register that memory with a device, say."""
+
+    def share(self, memory: memoryview) -> None:
+        """Called once, before the first `reset`, and only by transports whose observations lie in one piece of memory.
+
+        Args:
+            memory: All of it, mapped until `close` has returned. The client writes to it: a policy only reads.
+        """
+
+
+@runtime_checkable
+class OverlappingPolicy(Policy, Protocol):
+    """A policy that computes on a device: meanwhile the host looks at what it will compute next."""
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether it does, for the sessions that are open; else only `Policy.infer` is called."""
+
+    def prepare(self, request: Request) -> None:
+        """Begin with a request that will be among those of the next `launch`, or of the one after; raises nothing.
+
+        Its session is not one of those that are being answered. `PolicySession.close` of its session calls it off.
+        """
+
+    def launch(self, requests: Sequence[Request]) -> Callable[[], Sequence[Answer]]:
+        """As `Policy.infer`, without waiting for the device.
+
+        Returns:
+            Waits, and gives the answers. It is called before the next `launch`.
         """
 
 

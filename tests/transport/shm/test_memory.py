@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import gc
+import mmap
 
 import numpy as np
 import pytest
-from shm_actor import expected_actions, make_observation
-from shm_session import ProbedPolicy, connected
+from shm_actor import Stateless, expected_actions, make_observation
+from shm_session import ProbedPolicy, connected, exchange
 
 from async_delta_inference.errors import (
     LoanError,
@@ -106,3 +107,31 @@ def exchange_rest(transport: ShmTransport, last: int) -> None:
         seen = chunk.timestep
     while transport.receive_actions(0.01) is not None:
         pass
+
+
+class ShownSession(Stateless):
+    """Writes down which memory it is shown."""
+
+    def __init__(self, shown: list[memoryview]) -> None:
+        self._shown = shown
+
+    def share(self, memory: memoryview) -> None:
+        self._shown.append(memory)
+
+
+def test_a_session_is_shown_the_memory_that_its_observations_lie_in(
+    transport: ShmTransport, policy: ProbedPolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that it can be registered with a device: all of it, in whole pages."""
+    shown: list[memoryview] = []
+    monkeypatch.setattr(policy, "open", lambda spec: ShownSession(shown))
+    policy.probe = lambda observation: all(
+        np.shares_memory(np.frombuffer(shown[0], np.uint8), array)
+        for array in (observation.state, *observation.images.values())
+    )
+    second = connected()
+    exchange(second, 3)
+    second.close()
+    assert policy.probed[-1]
+    assert len(shown) == 1
+    assert shown[0].nbytes % mmap.PAGESIZE == np.frombuffer(shown[0], np.uint8).ctypes.data % mmap.PAGESIZE == 0

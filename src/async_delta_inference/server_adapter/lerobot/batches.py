@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from async_delta_inference import stages
+from async_delta_inference.server_adapter.device import SideStream
 from async_delta_inference.server_adapter.lerobot.asking import Way
 from async_delta_inference.server_adapter.lerobot.loading import LoadedPolicy
 from async_delta_inference.server_adapter.lerobot.noise import RandomState, random_state
@@ -38,13 +42,23 @@ class _Row:
     state: RandomState | None
 
     @property
-    def shapes(self) -> tuple[Any, ...]:
+    def likeness(self) -> tuple[Any, ...]:
         """Rows with the same can be put together: instructions are as long as their tokens."""
-        return tuple((key, v.shape) for key, v in self.batch.items() if isinstance(v, torch.Tensor))
+        shapes = tuple((key, v.shape) for key, v in self.batch.items() if isinstance(v, torch.Tensor))
+        return (shapes, id(self.session.around.postprocess), self.session.spec.actions_per_chunk)
+
+    def tensors(self) -> Iterator[torch.Tensor]:
+        """What was made for it."""
+        for value in (*self.batch.values(), self.noise):
+            if isinstance(value, torch.Tensor):
+                yield value
 
 
 class Together:
     """Asks one policy for the chunks of several sessions, with the noise that each would have alone.
+
+    Where the policy is on a GPU, what can be done for the next batch before this one is answered, above all the copies
+    of its frames, has a stream of its own: it runs beside the forward pass that is under way.
 
     Args:
         loaded: Its policy keeps nothing from one inference to the next but a history, which is given anew.
@@ -56,6 +70,8 @@ class Together:
         self._draw = noise
         self._has_history = loaded.identity.policy_type == "diffusion"
         self._inputs = set(loaded.config.input_features or {})
+        self._beside = SideStream(loaded.device)
+        self._prepared: dict[LeRobotSession, _Row | Exception] = {}
 
     def __call__(self, requests: Sequence[Request]) -> Sequence[Answer]:
         """One chunk per request, equal to what each would get alone but for the last bits: sums are in another order.
@@ -63,21 +79,72 @@ class Together:
         Raises:
             Exception: They cannot be asked together, or the policy raises; none of them has drawn anything then.
         """
+        return self.launch(requests)()
+
+    def prepare(self, request: Request) -> None:
+        """Begin with a request that is in the next batch or a later one; what that raises is kept until then."""
+        session = _session_of(request)
+        try:
+            with torch.inference_mode(), self._loaded.autocast(), self._beside:
+                self._prepared[session] = self._row(request)
+        except Exception as exc:  # noqa: BLE001 - raised when it is this request's turn
+            self._prepared[session] = exc
+
+    def has_prepared(self, request: Request) -> bool:
+        """Whether `prepare` was called for it."""
+        return _session_of(request) in self._prepared
+
+    def forget(self, session: LeRobotSession) -> None:
+        """The session is over."""
+        self._prepared.pop(session, None)
+
+    def launch(self, requests: Sequence[Request]) -> Callable[[], Sequence[Answer]]:
+        """Begin to answer, without waiting for the device.
+
+        Returns:
+            Waits, and gives one chunk per request.
+
+        Raises:
+            Exception: As for a call.
+        """
         with torch.inference_mode(), self._loaded.autocast():
-            rows = [self._row(request) for request in requests]
-            chunks: dict[int, torch.Tensor] = {}
-            for shapes in dict.fromkeys(row.shapes for row in rows):
-                alike = [i for i, row in enumerate(rows) if row.shapes == shapes]
-                for i, chunk in zip(alike, self._ask([rows[i] for i in alike]), strict=True):
-                    chunks[i] = chunk[None]
-            return [self._finish(row, chunks[i]) for i, row in enumerate(rows)]
+            rows = [self._row_of(request) for request in requests]
+            self._beside.join(tensor for row in rows for tensor in row.tensors())
+            groups: dict[tuple[Any, ...], list[int]] = {}
+            for i, row in enumerate(rows):
+                groups.setdefault(row.likeness, []).append(i)
+            fetches = [(alike, self._begin([rows[i] for i in alike])) for alike in groups.values()]
+        for row in rows:
+            if row.session.settle():
+                row.request.release()
+        return partial(self._collect, rows, fetches)
+
+    def _begin(self, rows: Sequence[_Row]) -> Callable[[], NDArray[np.float32]]:
+        chunks = self._ask(rows)[:, : rows[0].session.spec.actions_per_chunk]
+        return rows[0].session.around.postprocess.begin(chunks)
+
+    def _collect(
+        self, rows: Sequence[_Row], fetches: Sequence[tuple[list[int], Callable[[], NDArray[np.float32]]]]
+    ) -> Sequence[Answer]:
+        answers: list[Answer] = [None] * len(rows)
+        for alike, fetch in fetches:
+            for i, chunk in zip(alike, fetch(), strict=True):
+                answers[i] = self._finish(rows[i], chunk)
+        return answers
+
+    def _row_of(self, request: Request) -> _Row:
+        prepared = self._prepared.pop(_session_of(request), None)
+        if isinstance(prepared, Exception):
+            raise prepared
+        return self._row(request) if prepared is None else prepared
 
     def _row(self, request: Request) -> _Row:
-        session, observation = request.session, request.observation
-        assert isinstance(session, LeRobotSession)
+        session, observation = _session_of(request), request.observation
+        # Its slot is given back once the batch is under way: should that fail, each is asked by itself.
         seen = session.inputs(observation, lambda: None)
-        # The next one is written where this one's images are.
-        newest = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in seen[-1].items()}
+        newest = dict(seen[-1])
+        if not session.around.prepare.makes_new_memory:
+            newest = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in newest.items()}
         if self._has_history:
             seen = [seen[0]] * (session.n_obs_steps - len(seen)) + seen
             newest |= {key: torch.stack([batch[key] for batch in seen], dim=1) for key in self._inputs & set(newest)}
@@ -97,11 +164,11 @@ class Together:
         chunks: torch.Tensor = policy.predict_action_chunk(batch, **given)
         return chunks
 
-    def _finish(self, row: _Row, chunk: torch.Tensor) -> Answer:
+    def _finish(self, row: _Row, chunk: NDArray[np.float32]) -> Answer:
         if row.state is not None:
             row.session.after_noise(row.state)
         _mark(stages.FORWARD, row.request)
-        return row.session.finish(row.request.observation, chunk[:, : row.session.spec.actions_per_chunk])
+        return row.session.finished(row.request.observation, chunk)
 
 
 def together_of(loaded: LoadedPolicy, way: Way) -> Together | None:
@@ -110,6 +177,11 @@ def together_of(loaded: LoadedPolicy, way: Way) -> Together | None:
     if noise is None and (way.remembers or way.draws):
         return None
     return Together(loaded, noise)
+
+
+def _session_of(request: Request) -> LeRobotSession:
+    assert isinstance(request.session, LeRobotSession)
+    return request.session
 
 
 def _joined(values: list[Any]) -> Any:

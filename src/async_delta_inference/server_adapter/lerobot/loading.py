@@ -37,12 +37,15 @@ class LoadedPolicy:
         described: What its configuration's file says.
         action_dim: Length of the environment's actions.
         seed: What random numbers begin with: constructors draw.
+        pinned: Whether frames may be copied out of pinned memory, where the policy is on a GPU.
 
     Raises:
         SetupRefusedError: It cannot be loaded; the message says why.
     """
 
-    def __init__(self, identity: PolicyIdentity, described: CheckpointConfig, action_dim: int, seed: int) -> None:
+    def __init__(
+        self, identity: PolicyIdentity, described: CheckpointConfig, action_dim: int, seed: int, *, pinned: bool = True
+    ) -> None:
         self.identity = identity
         self._described = described
         self._action_dim = action_dim
@@ -56,6 +59,7 @@ class LoadedPolicy:
         self.memory = PolicyMemory(self.policy if unwrapped is None else unwrapped())
         self.prefix = PrefixLimits(*described.prefix_lengths)
         self.device = torch.device(self.config.device)
+        self.pins_memory = pinned and self.device.type == "cuda"
 
     def stream(self, seed: int) -> RandomState:
         """The generators as lerobot-eval's are when its first episode begins, with this seed."""

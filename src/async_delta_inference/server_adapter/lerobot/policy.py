@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
 
 from async_delta_inference.checkpoint_config import CheckpointConfig
 from async_delta_inference.errors import PolicyError, SetupRefusedError
@@ -11,7 +13,8 @@ from async_delta_inference.server_adapter.lerobot.asking import REFUSED_TYPES, W
 from async_delta_inference.server_adapter.lerobot.batches import Together, together_of
 from async_delta_inference.server_adapter.lerobot.checkpoint import PolicyIdentity, checkpoint_config
 from async_delta_inference.server_adapter.lerobot.loading import LoadedPolicy
-from async_delta_inference.server_adapter.lerobot.session import LeRobotSession, Surroundings
+from async_delta_inference.server_adapter.lerobot.session import LeRobotSession
+from async_delta_inference.server_adapter.lerobot.surroundings import Surroundings
 from async_delta_inference.transport.action_prefix import PrefixLimits
 from async_delta_inference.transport.failures import PolicyFailures
 from async_delta_inference.transport.finite import is_finite
@@ -27,14 +30,19 @@ class LeRobotPolicy:
     """Serves one checkpoint at a time, of any type that LeRobot or an installed plugin knows.
 
     All sessions that ask for it are served, each with its own history, noise, names and chunks.
+
+    Args:
+        pinned: Whether a policy on a GPU gets frames out of pinned memory, where the transport has shared memory and
+            the driver allows it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, pinned: bool = True) -> None:
         import lerobot.policies  # noqa: F401 - types are known once their configurations are imported
         from lerobot.utils.import_utils import register_third_party_plugins
 
         register_third_party_plugins()
         self._failures = PolicyFailures()
+        self._pinned = pinned
         self._loaded: LoadedPolicy | None = None
         self._way: Way
         self._together: Together | None = None
@@ -76,7 +84,7 @@ class LeRobotPolicy:
             # Before: two policies at once may be more than the memory holds.
             self._loaded = None
             self._surroundings.clear()
-            self._loaded = LoadedPolicy(wanted, described, spec.action_dim, spec.options.seed)
+            self._loaded = LoadedPolicy(wanted, described, spec.action_dim, spec.options.seed, pinned=self._pinned)
             self._way = way_of(self._loaded)
             self._together = together_of(self._loaded, self._way)
         session = self._make_session(self._loaded, spec)
@@ -88,33 +96,81 @@ class LeRobotPolicy:
 
         What one of them raises is that one's answer.
         """
+        return self.launch(requests)()
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether the next batch is prepared while this one is computed: by a policy on a GPU that takes batches."""
+        return self._together is not None and self._loaded is not None and self._loaded.device.type == "cuda"
+
+    def prepare(self, request: Request) -> None:
+        """See `OverlappingPolicy`."""
+        session = _session_of(request)
+        if self._together is None or session.continues_chunks or _fault_of(request.observation) is not None:
+            return
+        if session.wants(request.observation):
+            self._together.prepare(request)
+
+    def launch(self, requests: Sequence[Request]) -> Callable[[], Sequence[Answer]]:
+        """See `OverlappingPolicy`. What cannot be asked in one forward pass is asked when the answers are wanted."""
         answers: list[Answer] = [_fault_of(request.observation) for request in requests]
         asked = {
-            i: request
-            for i, request in enumerate(requests)
-            if answers[i] is None and _session_of(request).wants(request.observation)
+            i: request for i, request in enumerate(requests) if answers[i] is None and self._is_to_be_answered(request)
         }
-        together = self._answers_together(asked) if len(asked) > 1 else {}
-        for i, request in asked.items():
-            answers[i] = together[i] if i in together else self._answer(request)
-        return answers
+        together = self._launch_together(asked) if len(asked) > 1 or self._has_prepared(asked) else _no_answers
 
-    def _answers_together(self, requests: Mapping[int, Request]) -> dict[int, Answer]:
-        """The answers of those that can be asked at once, by the same keys."""
+        def collect() -> Sequence[Answer]:
+            joint = together()
+            for i, request in asked.items():
+                answers[i] = joint[i] if i in joint else self._answer(request)
+            return answers
+
+        return collect
+
+    def _is_to_be_answered(self, request: Request) -> bool:
+        is_prepared = self._together is not None and self._together.has_prepared(request)
+        return is_prepared or _session_of(request).wants(request.observation)
+
+    def _has_prepared(self, requests: Mapping[int, Request]) -> bool:
+        together = self._together
+        return together is not None and any(together.has_prepared(request) for request in requests.values())
+
+    def _launch_together(self, requests: Mapping[int, Request]) -> Callable[[], Mapping[int, Answer]]:
+        """Asks those that can be asked at once, and gives their answers by the same keys."""
         joining = {i: request for i, request in requests.items() if not _session_of(request).continues_chunks}
-        if self._together is None or len(joining) < 2:
-            return {}
+        if self._together is None or (len(joining) < 2 and not self._has_prepared(joining)):
+            return _no_answers
         try:
-            return dict(zip(joining, self._together(list(joining.values())), strict=True))
+            collect = self._together.launch(list(joining.values()))
         except Exception as exc:  # noqa: BLE001 - told, and then each is asked by itself
-            self._failures.as_error("inference of several at once", exc)
-            return {}
+            self._as_error("inference of several at once", exc)
+            return _no_answers
+
+        def answers() -> Mapping[int, Answer]:
+            try:
+                return dict(zip(joining, collect(), strict=True))
+            except Exception as exc:  # noqa: BLE001 - the device failed, and what they were asked with is gone
+                return dict.fromkeys(joining, self._as_error("inference of several at once", exc))
+
+        return answers
 
     def _answer(self, request: Request) -> Answer:
         try:
             return _session_of(request).answer(request.observation, request.release)
         except (Exception, SystemExit) as exc:  # noqa: BLE001 - its author reads it, its client hears of it
-            return self._failures.as_error("inference", exc)
+            return self._as_error("inference", exc)
+
+    def _as_error(self, what: str, exc: BaseException) -> PolicyError:
+        error = self._failures.as_error(what, exc)
+        if not isinstance(exc, torch.OutOfMemoryError):
+            return error
+        # What the failed pass had is torch's still; the next one, of another shape, may need it.
+        exc.__traceback__ = None
+        torch.cuda.empty_cache()
+        return PolicyError(
+            f"the memory of the policy's device does not hold this inference: let fewer sessions be asked at once "
+            f"(--max_batch), use a device with more memory, or a smaller type of numbers ({error})"
+        )
 
     def _make_session(self, loaded: LoadedPolicy, spec: SessionSpec) -> LeRobotSession:
         """With surroundings that are shared by all that are alike, unless a processor remembers something."""
@@ -128,7 +184,12 @@ class LeRobotPolicy:
             _warn_of_sizes(loaded, around, spec)
             if around.processors[0] is loaded.preprocessor:
                 self._surroundings[alike] = around
-        return LeRobotSession(loaded, self._way, spec, around, self._sessions.discard)
+        return LeRobotSession(loaded, self._way, spec, around, self._forget)
+
+    def _forget(self, session: LeRobotSession) -> None:
+        self._sessions.discard(session)
+        if self._together is not None:
+            self._together.forget(session)
 
 
 def _described(spec: SessionSpec) -> tuple[CheckpointConfig, str]:
@@ -159,6 +220,10 @@ def _described(spec: SessionSpec) -> tuple[CheckpointConfig, str]:
 def _session_of(request: Request) -> LeRobotSession:
     assert isinstance(request.session, LeRobotSession)
     return request.session
+
+
+def _no_answers() -> Mapping[int, Answer]:
+    return {}
 
 
 def _fault_of(observation: Observation) -> PolicyError | None:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,10 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from async_delta_inference import stages
-from async_delta_inference.errors import FeatureMismatchError, SetupRefusedError
-from async_delta_inference.input_names import InputNames, input_names
-from async_delta_inference.server_adapter.image_tables import PIXELWISE_STEPS, image_tables
-from async_delta_inference.server_adapter.lerobot.asking import FORGETFUL_TYPES, Way
+from async_delta_inference.server_adapter.device import DevicePreparation, FrameCopies, PinnedMemory
+from async_delta_inference.server_adapter.lerobot.asking import Way
 from async_delta_inference.server_adapter.lerobot.chunking import RealTimeChunking
 from async_delta_inference.server_adapter.lerobot.continuing import Continuing
 from async_delta_inference.server_adapter.lerobot.loading import LoadedPolicy
@@ -27,70 +22,13 @@ from async_delta_inference.server_adapter.lerobot.noise import (
     StreamNoise,
     kept_random_state,
 )
-from async_delta_inference.server_adapter.processors import ELEMENTWISE_STEPS, Postprocessor, Preprocessor
+from async_delta_inference.server_adapter.lerobot.surroundings import Surroundings, cannot_take
 from async_delta_inference.server_adapter.similarity import SimilarityFilter
-from async_delta_inference.server_adapter.tensors import Preparation
 from async_delta_inference.transport.action_prefix import ActionPrefix
 from async_delta_inference.transport.messages import Observation, SessionSpec
 from async_delta_inference.transport.policy import EpisodeStart
 
-__all__ = ["LeRobotSession", "Surroundings"]
-
-logger = logging.getLogger(__name__)
-
-_STATELESS_STEPS = PIXELWISE_STEPS | ELEMENTWISE_STEPS | {"SmolVLANewLineProcessor"}
-
-
-@dataclass(frozen=True)
-class Surroundings:
-    """What stands around the policy, for sessions that observe alike and call it alike.
-
-    Args:
-        names: What the policy calls what they observe.
-        prepare: From an observation to the preprocessor's input.
-        preprocess: To the policy's.
-        postprocess: From the policy's chunk to actions.
-        processors: LeRobot's own two.
-    """
-
-    names: InputNames
-    prepare: Preparation
-    preprocess: Preprocessor
-    postprocess: Postprocessor
-    processors: tuple[Any, Any]
-
-    @classmethod
-    def of(cls, loaded: LoadedPolicy, spec: SessionSpec) -> Surroundings:
-        """Made for a session.
-
-        Raises:
-            SetupRefusedError: The policy cannot take what the session observes.
-        """
-        try:
-            names = input_names(spec.features, loaded.config.input_features or {}, spec.options.rename_map)
-            _check_channels(loaded, names, spec)
-            return cls._made(loaded, names, spec)
-        except FeatureMismatchError as exc:
-            raise SetupRefusedError(f"{loaded.identity}: {exc}") from exc
-        except Exception as exc:
-            raise _cannot_take(loaded, spec, exc) from exc
-
-    @classmethod
-    def _made(cls, loaded: LoadedPolicy, names: InputNames, spec: SessionSpec) -> Surroundings:
-        processors = _processors_of_a_session(loaded)
-        shapes = {names.cameras[name]: (c, h, w) for name, (h, w, c) in spec.features.image_shapes}
-        state = torch.linspace(-3, 3, spec.features.state_dim)[None]
-        rest: dict[str, Any] = {key: state[:, part].clone() for key, part in names.vectors.items()} | {"task": ["a"]}
-        tables = image_tables(processors[0], shapes, rest)
-        is_forgetful = loaded.identity.policy_type in FORGETFUL_TYPES
-        images = {key: torch.zeros(1, *shape) for key, shape in shapes.items()}
-        return cls(
-            names,
-            Preparation(names.cameras, names.vectors, tables, is_forgetful=is_forgetful),
-            Preprocessor(processors[0], {**rest, **images}),
-            Postprocessor(processors[1]),
-            processors,
-        )
+__all__ = ["LeRobotSession"]
 
 
 class LeRobotSession:
@@ -124,6 +62,14 @@ class LeRobotSession:
         self._filter = SimilarityFilter()
         self._chunking = RealTimeChunking(loaded, spec.options.rtc) if spec.options.rtc.enabled else None
         self._continuing = Continuing(loaded, spec) if loaded.prefix else None
+        self._pinned: PinnedMemory | None = None
+        self._copies: FrameCopies | None = None
+
+    def share(self, memory: memoryview) -> None:
+        """Its observations lie in this memory: it is registered with the driver of the policy's GPU, if it has one."""
+        if self._loaded.pins_memory and isinstance(self.around.prepare, DevicePreparation):
+            self._pinned = PinnedMemory.pin(memory, self._loaded.device)
+            self._copies = FrameCopies(self._loaded.device) if self._pinned is not None else None
 
     def reset(self, episode: EpisodeStart) -> None:
         """Forget the last episode, of this session alone where the policy remembers anything."""
@@ -141,6 +87,10 @@ class LeRobotSession:
     def close(self) -> None:
         """The session is over; the policy stays loaded for the next."""
         self._on_close(self)
+        if self._copies is not None:
+            self._copies.finish()
+        if self._pinned is not None:
+            self._pinned.unpin()
 
     def wants(self, observation: Observation) -> bool:
         """Whether an observation is to be answered: one that need not be is left to PolicyServer's filter."""
@@ -162,13 +112,18 @@ class LeRobotSession:
         timestep, recorder = observation.timestep, stages.recorder
         # Real-time chunking differentiates, which inference mode forbids.
         with torch.no_grad() if self.continues_chunks else torch.inference_mode(), self._loaded.autocast():
-            batches = self.inputs(observation, release)
-            if recorder is not None:
-                recorder.mark(stages.PREPROCESS, timestep)
-            chunk = self._ask(observation, batches)
-            if recorder is not None:
-                recorder.mark(stages.FORWARD, timestep)
-            return self.finish(observation, chunk)
+            try:
+                batches = self.inputs(observation, release)
+                if recorder is not None:
+                    recorder.mark(stages.PREPROCESS, timestep)
+                chunk = self._ask(observation, batches)
+                self.settle()
+                if recorder is not None:
+                    recorder.mark(stages.FORWARD, timestep)
+                return self.finish(observation, chunk)
+            finally:
+                if self._copies is not None:
+                    self._copies.finish()
 
     def inputs(self, observation: Observation, release: Callable[[], None]) -> list[dict[str, Any]]:
         """What the policy is given: of each observed step what the preprocessor makes of it, the oldest first."""
@@ -183,7 +138,10 @@ class LeRobotSession:
         told: dict[str, Any] = {}
         if self._continuing is not None:
             self._continuing.add_to(told, observation)
-        release()
+        if self._copies is None:
+            release()
+        else:
+            self._copies.began(release)
         if recorder is not None:
             recorder.mark(stages.PREPARE, timestep)
         batches = [self.around.preprocess(batch, finished) for batch, finished in prepared]
@@ -193,12 +151,19 @@ class LeRobotSession:
 
     def finish(self, observation: Observation, chunk: torch.Tensor) -> NDArray[np.float32]:
         """The policy's chunk (1, n, A) as actions (n, A)."""
-        actions = self.around.postprocess(chunk)
+        return self.finished(observation, self.around.postprocess(chunk))
+
+    def finished(self, observation: Observation, actions: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The answer (n, A) to an observation, of a postprocessed chunk (n, A)."""
         if self._continuing is not None:
             actions = self._continuing.continued(actions, self.spec.actions_per_chunk)
         if (recorder := stages.recorder) is not None:
             recorder.mark(stages.POSTPROCESS, observation.timestep)
         return actions
+
+    def settle(self) -> bool:
+        """Give back the slots whose frames have been copied, and say whether all have; waits for nothing."""
+        return self._copies is None or self._copies.settle()
 
     def before_noise(self, observation: Observation) -> None:
         """Put the global generators where this observation's inference begins."""
@@ -249,36 +214,9 @@ class LeRobotSession:
                 self.reset(EpisodeStart(0, ""))
                 self.answer(observation, lambda: None)
         except Exception as exc:
-            raise _cannot_take(self._loaded, self.spec, exc) from exc
-
-
-def _cannot_take(loaded: LoadedPolicy, spec: SessionSpec, exc: Exception) -> SetupRefusedError:
-    logger.info("cannot serve %s", spec, exc_info=exc)
-    return SetupRefusedError(
-        f"{loaded.identity} cannot take what the environment observes (cameras {dict(spec.features.images)}, a state "
-        f"of {spec.features.state_dim}): {type(exc).__name__}: {exc}"
-    )
-
-
-def _check_channels(loaded: LoadedPolicy, names: InputNames, spec: SessionSpec) -> None:
-    """A grey image would be stretched to three channels by the statistics of three, without a word."""
-    declared = loaded.config.input_features or {}
-    for name, (_, _, channels) in spec.features.image_shapes:
-        feature = declared.get(names.cameras[name])
-        if feature is not None and len(feature.shape) == 3 and feature.shape[0] != channels:
-            raise FeatureMismatchError(
-                f"the environment's camera {name!r} has {channels} channels, the policy's image has shape "
-                f"{tuple(feature.shape)}"
-            )
+            raise cannot_take(self._loaded, self.spec, exc) from exc
 
 
 def _noise_of(loaded: LoadedPolicy, spec: SessionSpec) -> NoiseSource:
     seed = spec.options.seed
     return StreamNoise(loaded.stream(seed)) if spec.options.noise == "stream" else RequestNoise(seed)
-
-
-def _processors_of_a_session(loaded: LoadedPolicy) -> tuple[Any, Any]:
-    """Shared where no step remembers anything; else copies, made together, since steps of the two may be linked."""
-    both = (loaded.preprocessor, loaded.postprocessor)
-    steps = {type(step).__name__ for processor in both for step in processor.steps}
-    return both if steps <= _STATELESS_STEPS else copy.deepcopy(both)

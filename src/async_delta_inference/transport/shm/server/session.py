@@ -112,6 +112,9 @@ class ShmSession(ServedSession):
             self._slot_held = False
             self._give_back()
 
+    def shared_memory(self) -> memoryview | None:  # noqa: D102
+        return None if self._segment is None else self._segment.memory
+
     # Waiting for this session alone: that costs an exchange a semaphore's two operations less than the bell does.
 
     can_be_alone: ClassVar[bool] = True

@@ -214,6 +214,11 @@ class Segment:
             self.ring()
 
     @property
+    def memory(self) -> memoryview:
+        """All of it."""
+        return self._memory
+
+    @property
     def is_open(self) -> bool:
         """Whether `close` was not called yet."""
         return bool(self._semaphores)

@@ -1,0 +1,62 @@
+"""`ChunkFetch`: chunks come back from the policy's device through one pinned buffer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+__all__ = ["ChunkFetch"]
+
+_cuda: Any = torch.cuda
+
+
+class ChunkFetch:
+    """Begins to copy chunks to the host without waiting for the device; whoever needs them waits for that copy alone.
+
+    There is one buffer, so that a fetch that nobody has waited for is waited for before the next one begins.
+    """
+
+    def __init__(self) -> None:
+        self._buffer: torch.Tensor | None = None
+        self._event: Any = None
+        self._last: _Fetch | None = None
+
+    def begin(self, chunks: torch.Tensor) -> Callable[[], NDArray[np.float32]]:
+        """Of any shape and floating type, on any device.
+
+        Returns:
+            Waits, and gives float32 of that shape, in memory of its own.
+        """
+        if self._last is not None:
+            self._last()
+        whole = chunks.detach().to(torch.float32)
+        if whole.device.type != "cuda":
+            return _Fetch(whole.cpu(), None)
+        if self._buffer is None or self._buffer.numel() < whole.numel():
+            self._buffer = torch.empty(whole.numel(), dtype=torch.float32, pin_memory=True)
+            self._event = _cuda.Event()
+        assert self._event is not None
+        place = self._buffer[: whole.numel()].view(whole.shape)
+        place.copy_(whole, non_blocking=True)
+        self._event.record(_cuda.current_stream(whole.device))
+        self._last = _Fetch(place, self._event)
+        return self._last
+
+
+class _Fetch:
+    def __init__(self, place: torch.Tensor, event: Any) -> None:
+        self._place: torch.Tensor | None = place
+        self._event = event
+        self._values: NDArray[np.float32] | None = None
+
+    def __call__(self) -> NDArray[np.float32]:
+        if self._values is None:
+            assert self._place is not None
+            if self._event is not None:
+                self._event.synchronize()
+            self._values, self._place = np.array(self._place.numpy()), None
+        return self._values
