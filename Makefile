@@ -11,7 +11,7 @@ export MUJOCO_GL ?= egl
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help setup demo test test-slow check format bench bench-check bench-sessions lock clean
+.PHONY: help setup demo test test-gpu test-slow check format bench bench-check bench-sessions lock clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -37,6 +37,9 @@ demo: $(READY)  ## evaluate a small policy in LIBERO over an embedded server, wi
 
 test: $(READY)  ## run the tests
 	$(VENV)/bin/pytest -n auto --dist loadfile -m 'not slow'
+
+test-gpu: $(READY)  ## run what only a GPU can show
+	$(VENV)/bin/pytest tests/gpu
 
 test-slow: $(READY)  ## run the long forms too
 	$(VENV)/bin/pytest -n auto --dist loadfile
