@@ -52,10 +52,11 @@ def main() -> int:
     Returns:
         0, or 1 when a part failed.
     """
+    started_s = time.monotonic()
     settings, folder = _settings()
     faulthandler.dump_traceback_later(settings.time_limit_s + _OVERTIME_S, exit=True, file=sys.__stderr__)
     folder.mkdir(parents=True, exist_ok=True)
-    if not settings.in_this_process and {"transport", "around_forward"} & set(settings.only):
+    if not settings.in_this_process and "transport" in settings.only:
         from harness.servers import preload
 
         preload()
@@ -63,7 +64,7 @@ def main() -> int:
 
     try:
         with Run(settings, folder, _say) as run:
-            results = run.execute()
+            results = run.execute(started_s + settings.time_limit_s)
     finally:
         faulthandler.cancel_dump_traceback_later()
     print((folder / "gpu.md").read_text())
@@ -78,7 +79,7 @@ def _settings() -> tuple[Settings, Path]:
     parser.add_argument("--small", action="store_true", help="tiny policies and frames, few repetitions")
     parser.add_argument("--in_this_process", action="store_true", help="servers as threads of this process")
     parser.add_argument("--only", type=_some_of(tuple(PARTS)), default=tuple(PARTS), help="parts, with commas between")
-    parser.add_argument("--time_limit_s", type=float, default=480.0, help="for all parts together")
+    parser.add_argument("--time_limit_s", type=float, default=480.0, help="for all of it")
     parser.add_argument("--policies", type=_some_of(_POLICIES), default=_POLICIES, help="the most important first")
     parser.add_argument("--sessions", type=_numbers, default=_POWERS, help="numbers of simulators, growing")
     parser.add_argument("--batch_sizes", type=_numbers, default=_POWERS, help="of forward passes, growing")

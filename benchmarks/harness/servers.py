@@ -28,6 +28,8 @@ __all__ = ["KINDS", "LIGHT_KINDS", "ServerProcess", "build_checkpoint", "preload
 START_TIMEOUT_S = 180.0
 LIGHT_KINDS = ("shm", "grpc-native", "grpc-echo")
 """Of `KINDS`, those that need no lerobot."""
+_ON_GPU = "gpu/"
+"""Begins the kinds that may use a GPU: CUDA does not survive a fork of a process that has so much as asked for it."""
 _END_TIMEOUT_S = 20.0
 
 # Python 3.12 does not hand sys.path to the process that servers are forked from, and a preload that fails is silent.
@@ -74,7 +76,8 @@ class ServerProcess:
         self.kind = kind
         self._folder = tempfile.TemporaryDirectory(prefix="adi-bench-")
         # The transport alone runs without lerobot's half gigabyte around it.
-        context = multiprocessing.get_context("spawn") if kind in LIGHT_KINDS else _context
+        is_spawned = kind in LIGHT_KINDS or kind.startswith(_ON_GPU)
+        context = multiprocessing.get_context("spawn") if is_spawned else _context
         self._connection, child = context.Pipe()
         arguments = (child, kind, self._folder.name, slots)
         self._process: BaseProcess = context.Process(target=_main, args=arguments, daemon=True)
@@ -305,7 +308,7 @@ KINDS: dict[str, Callable[[str], _Served]] = {
     "grpc-wire": _serve_grpc_wire,
     "shm": _serve_shm,
     "shm-host": _serve_shm_host,
-    **{f"gpu/{name}": partial(_serve_stack, name) for name in ("grpc", "shm-pageable", "shm-pinned")},
+    **{_ON_GPU + name: partial(_serve_stack, name) for name in ("grpc", "shm-pageable", "shm-pinned")},
 }
 """How to serve, by the name of the transport in the results. Run in the child, with a folder of its own; the server has
 started."""

@@ -191,7 +191,8 @@ def test_every_part_runs_and_leaves_its_figures(results: tuple[Path, dict[str, A
     assert around["most_action_difference"] < 1e-4
     kinds = [(policy, number) for policy in ("smolvla", "act") for number in (1, 2)]
     assert [(row["policy"], row["batch_size"]) for row in found["batches"]] == kinds
-    assert [(row["policy"], row["sessions"]) for row in found["sessions"]] == kinds
+    crowds = [(policy, *crowd) for policy in ("smolvla", "act") for crowd in ((1, 1), (2, 2), (2, 1))]
+    assert [(row["policy"], row["sessions"], row["max_batch"]) for row in found["sessions"]] == crowds
     assert all(row["chunks_per_s"] > 0 and row["gpu_busy_share"] is None for row in found["sessions"])
     assert {row["policy"]: set(row["parameters_by_dtype"]) for row in found["policies"]} == {
         "smolvla": {"bfloat16", "float32"},
@@ -209,7 +210,10 @@ def test_targets_are_judged_on_a_gpu_alone(results: tuple[Path, dict[str, Any]])
         "without_forward_p50_us": 250.0,
         "grpc_without_forward_to_this": {"median": 9.0},
     }
-    sessions = [{"policy": "smolvla", "sessions": 32, "rate_to_one_session": 8.5, "gpu_busy_share": None}]
+    sessions = [
+        {"policy": "smolvla", "sessions": 32, "chunks_per_s": 80.0, "rate_to_one_session": 7, "gpu_busy_share": 0.9},
+        {"policy": "smolvla", "sessions": 32, "chunks_per_s": 90.0, "rate_to_one_session": 8.5, "gpu_busy_share": None},
+    ]
     measured = {
         "machine": {"gpu": {"name": "one"}},
         "settings": {"small": False},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,16 @@ def compare_stacks(
         "stages": [row for variant in variants for row in stage_rows(variant.series, variant.spans)],
         "most_action_difference": _most_difference([variant.actions for variant in variants]),
     }
+
+
+def _started(stack: ExitStack, make: type[ServerHere] | type[ServerThere]) -> dict[str, ClockedServer]:
+    """All at once: each loads lerobot anew."""
+    with ThreadPoolExecutor(len(STACKS)) as pool:
+        starting = {name: pool.submit(make, name) for name in STACKS}
+    for future in starting.values():
+        if future.exception() is None:
+            stack.enter_context(future.result())
+    return {name: future.result() for name, future in starting.items()}
 
 
 def _in_turn(variants: list[StackVariant], number: int) -> list[StackVariant]:

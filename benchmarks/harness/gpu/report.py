@@ -17,7 +17,7 @@ _AROUND = (
 _STAGES = ("transport", "stage", "n", "p50_us", "p99_us")
 _BATCHES = ("policy", "batch_size", "forward_p50_ms", "forward_p99_ms", "samples_per_s", "peak_memory_mb", "error")
 _SESSIONS = (
-    *("policy", "sessions", "chunks_per_s", "rate_to_one_session", "latency_p50_ms", "latency_p99_ms"),
+    *("policy", "sessions", "max_batch", "chunks_per_s", "rate_to_one_session", "latency_p50_ms", "latency_p99_ms"),
     *("mean_batch_size", "forward_p50_ms", "gpu_busy_share"),
 )
 _TARGETS = ("what", "target", "measured", "verdict")

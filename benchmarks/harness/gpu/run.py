@@ -21,7 +21,7 @@ from harness.gpu.device import check_device, describe_device_and_machine, precis
 from harness.gpu.policies import PUBLISHED, SMALL, write_act, write_smolvla
 from harness.gpu.profiling import prepare_profiler
 from harness.gpu.report import markdown
-from harness.gpu.sessions import Load, measure_sessions, trace_batches
+from harness.gpu.sessions import Load, crowds_of, in_turns, measure_sessions, trace_batches
 from harness.gpu.settings import PARTS, Settings
 from harness.gpu.simulators import Simulators
 from harness.gpu.targets import Results, judged
@@ -57,13 +57,15 @@ class Run:
             "parts": {},
         }
 
-    def execute(self) -> Results:
+    def execute(self, deadline_s: float) -> Results:
         """Measure every part that is wanted; what is there is written after each.
+
+        Args:
+            deadline_s: When all has to be over, of ``time.monotonic()``.
 
         Returns:
             What ``gpu.json`` holds. A part that failed is in ``parts`` with its error.
         """
-        deadline_s = time.monotonic() + self._settings.time_limit_s
         self._scratch = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="adi-bench-")))
         wanted = {name: PARTS[name] for name in PARTS if name in self._settings.only}
         for name in wanted:
@@ -141,13 +143,13 @@ class Run:
         for policy_type in self._settings.policies:
             load, simulators = self._load(policy_type), self._started_simulators()
             share = self._share_of(budget, policy_type)
-            rows += measure_sessions(load, simulators, self._settings.sessions, share)
+            rows += measure_sessions(load, simulators, crowds_of(self._settings.sessions), share)
 
     def _measure_trace(self, budget: Budget) -> None:
         self._prepare_profiler()
-        load, sessions = self._load(self._settings.policies[0]), max(self._settings.sessions)
+        load, crowd = self._load(self._settings.policies[0]), in_turns(max(self._settings.sessions))
         path = self._folder / "trace.json.gz"
-        self.results["trace"] = trace_batches(load, self._started_simulators(), sessions, path)
+        self.results["trace"] = trace_batches(load, self._started_simulators(), crowd, path)
 
     # What they share.
 

@@ -6,7 +6,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,36 @@ from harness.gpu.timed_policies import TimedLeRobotPolicy
 from harness.payloads import Payload
 from harness.servers import private_shm_uri
 
-__all__ = ["Load", "measure_sessions", "trace_batches"]
+__all__ = ["Crowd", "Load", "crowds_of", "in_turns", "measure_sessions", "trace_batches"]
 
 _TRACED_BATCHES = 5
 _SHORTEST_TRACE_S, _LONGEST_TRACE_S = 0.05, 2.0
+
+
+@dataclass(frozen=True)
+class Crowd:
+    """Who asks.
+
+    Args:
+        sessions: How many simulators.
+        max_batch: How many of them are answered together at most.
+    """
+
+    sessions: int
+    max_batch: int
+
+
+def crowds_of(counts: Sequence[int]) -> list[Crowd]:
+    """All in one batch for every number of sessions; then the most of them in two that take turns, one of which is
+    copied to the device while the other is computed.
+    """
+    most = max(counts)
+    return [*(Crowd(count, count) for count in counts), *([in_turns(most)] if most > 1 else [])]
+
+
+def in_turns(sessions: int) -> Crowd:
+    """In two batches."""
+    return Crowd(sessions, max(1, sessions // 2))
 
 
 @dataclass(frozen=True)
@@ -56,41 +82,43 @@ class Load:
     profile_s: float
 
     @contextmanager
-    def from_simulators(self, simulators: Simulators, sessions: int, collected: list[Exchanges]) -> Iterator[None]:
+    def from_simulators(self, simulators: Simulators, crowd: Crowd, collected: list[Exchanges]) -> Iterator[None]:
         """Within it so many simulators are at work; then ``collected`` has their exchanges."""
-        server = make_server(self.policy, private_shm_uri(), max_batch=sessions, linger_s=self.linger_s)
+        server = make_server(self.policy, private_shm_uri(), max_batch=crowd.max_batch, linger_s=self.linger_s)
         server.start()
         with server:
             job = Job(server.uris[0], self.spec, self.payload, self.think_s)
-            with simulators.at_work(job, sessions, collected):
+            with simulators.at_work(job, crowd.sessions, collected):
                 time.sleep(self.warmup_s)
                 yield
 
 
-def measure_sessions(load: Load, simulators: Simulators, counts: Sequence[int], budget: Budget) -> list[dict[str, Any]]:
-    """One row for every number of sessions for which there is time."""
+def measure_sessions(
+    load: Load, simulators: Simulators, crowds: Sequence[Crowd], budget: Budget
+) -> list[dict[str, Any]]:
+    """One row for every crowd for which there is time."""
     rows: list[dict[str, Any]] = []
-    for sessions in counts:
+    for crowd in crowds:
         if not budget.allows(budget.longest_step_s):
             break
         with budget.step():
-            row = _measure(load, simulators, sessions)
+            row = _measure(load, simulators, crowd)
         rows.append({**row, "rate_to_one_session": _to_one_session(row, rows)})
     return rows
 
 
-def trace_batches(load: Load, simulators: Simulators, sessions: int, path: Path) -> dict[str, Any]:
+def trace_batches(load: Load, simulators: Simulators, crowd: Crowd, path: Path) -> dict[str, Any]:
     """Write what the device does for some batches as a trace for viewers, and say how much of the copying overlaps.
 
     Args:
         load: What is asked.
         simulators: Who asks.
-        sessions: How many of them.
+        crowd: How many of them, in which batches.
         path: Of the trace, ends in ``.json.gz``.
     """
     with tempfile.TemporaryDirectory(prefix="adi-bench-") as folder:
         whole = Path(folder) / "trace.json"
-        with load.from_simulators(simulators, sessions, []):
+        with load.from_simulators(simulators, crowd, []):
             seconds = _trace_seconds(load)
             profile_window(seconds, load.policy.device, whole)
         events = read_events(whole)
@@ -98,7 +126,7 @@ def trace_batches(load: Load, simulators: Simulators, sessions: int, path: Path)
     return {
         "file": path.name,
         "policy": load.policy_type,
-        "sessions": sessions,
+        **asdict(crowd),
         "recorded_s": round(seconds, 3),
         "events": write_for_viewers(events, path),
         "kernels": len(trace.kernels),
@@ -108,9 +136,9 @@ def trace_batches(load: Load, simulators: Simulators, sessions: int, path: Path)
     }
 
 
-def _measure(load: Load, simulators: Simulators, sessions: int) -> dict[str, Any]:
+def _measure(load: Load, simulators: Simulators, crowd: Crowd) -> dict[str, Any]:
     collected: list[Exchanges] = []
-    with load.from_simulators(simulators, sessions, collected):
+    with load.from_simulators(simulators, crowd, collected):
         with load.policy.timed_forwards() as forwards:
             start_ns = time.monotonic_ns()
             time.sleep(load.measure_s)
@@ -120,8 +148,7 @@ def _measure(load: Load, simulators: Simulators, sessions: int) -> dict[str, Any
     latencies_ms = _within(exchanges, start_ns, end_ns)[:, 1] / 1e6
     return {
         "policy": load.policy_type,
-        "sessions": sessions,
-        "max_batch": sessions,
+        **asdict(crowd),
         "think_ms": load.think_s * 1000,
         "linger_ms": load.linger_s * 1000,
         "chunks": len(latencies_ms),

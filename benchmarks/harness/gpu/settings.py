@@ -25,7 +25,7 @@ class Settings:
         in_this_process: Whether the servers around the forward pass are threads of this process, and LeRobot's own is
             left out of the transports: for a test.
         only: Parts of `PARTS`.
-        time_limit_s: For all parts together.
+        time_limit_s: For all parts together, loading included.
         policies: Types, the most important first.
         sessions: Numbers of simulators, growing.
         batch_sizes: Of forward passes, growing.
