@@ -72,6 +72,11 @@ class LoadedPolicy:
         """The context of an inference: mixed precision where the configuration asks for it."""
         return torch.autocast(device_type=self.device.type) if self.config.use_amp else nullcontext()
 
+    def wait_for_device(self) -> None:
+        """Until all that the policy's GPU was given has been done; for whoever measures."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
     def _make(self, seed: int) -> Any:
         from lerobot.policies import make_policy
         from lerobot.utils.random_utils import set_seed

@@ -119,6 +119,7 @@ class LeRobotSession:
                 chunk = self._ask(observation, batches)
                 self.settle()
                 if recorder is not None:
+                    self._loaded.wait_for_device()  # Else it would be the postprocessor that waits for it.
                     recorder.mark(stages.FORWARD, timestep)
                 return self.finish(observation, chunk)
             finally:
