@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from typing import Any
 
@@ -200,3 +201,24 @@ def test_every_task_of_a_suite_runs(suite: str, every: int) -> None:
 def test_what_cannot_be_served_says_why(asked: Any, reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
         make_environments(asked())
+
+
+@pytest.mark.parametrize("how", ["closed", "collected"])
+def test_a_simulator_that_ends_leaves_the_pictures_of_another_alone(basket: Environment, how: str) -> None:
+    """Robosuite freed the textures of whichever context was current: all of the other's pictures changed."""
+
+    def picture() -> list[bytes]:
+        basket.reset(basket.episode(0, 1))
+        observation = Observation.empty(basket.features)
+        basket.write_observation(observation)
+        return [image.tobytes() for image in observation.images.values()]
+
+    other: Any = one("libero_object", 1)
+    other.reset(other.episode(0, 1))
+    expected = picture()  # This one's context is current from here on.
+    if how == "closed":
+        other.close()
+    other._libero._env = None
+    del other
+    gc.collect()
+    assert picture() == expected

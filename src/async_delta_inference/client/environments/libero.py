@@ -13,6 +13,7 @@ from async_delta_inference.client.environments.construction import LeRobotTask, 
 from async_delta_inference.client.environments.episode import EpisodeSpec
 from async_delta_inference.client.environments.lerobot_env import EnvironmentTraits, LeRobotEnvironment
 from async_delta_inference.client.environments.libero_cameras import LiberoFrameGate
+from async_delta_inference.client.environments.libero_contexts import make_current
 from async_delta_inference.client.environments.libero_setup import prepare_libero
 from async_delta_inference.client.environments.libero_simulator import LeanSimulator, lean_simulators
 from async_delta_inference.client.environments.registry import register_environment
@@ -80,7 +81,7 @@ class LiberoEnvironment(LeRobotEnvironment):
     def _render_now(self, camera: str) -> NDArray[np.uint8]:
         sim = self._libero._env.sim
         with self._simulator_errors("render"):
-            sim._render_context_offscreen.gl_ctx.make_current()
+            make_current(sim._render_context_offscreen)
             image: NDArray[np.uint8] = sim.render(
                 camera_name=camera, width=self._libero.observation_width, height=self._libero.observation_height
             )

@@ -21,6 +21,11 @@ from async_delta_inference.client.environments.libero_cameras import (
     any_skips_second_step,
     gated_sensor,
 )
+from async_delta_inference.client.environments.libero_contexts import (
+    free_collected,
+    free_while_current,
+    make_current,
+)
 from async_delta_inference.errors import ConfigError
 
 __all__ = ["CompiledModel", "LeanSimulator", "lean_simulators"]
@@ -122,6 +127,7 @@ class LeanSimulator(_Domain):  # type: ignore[misc]
         if self._idle_sim is not None:
             self._idle_sim.free()
             self._idle_sim = None
+        free_collected()
 
     def _sampled_ahead(self) -> bool:
         cameras = [self._observables[f"{camera}_image"] for camera in self.camera_names]
@@ -138,7 +144,7 @@ class LeanSimulator(_Domain):  # type: ignore[misc]
         """Robosuite renders in whatever context is current; with two environments alive that may be the other's."""
 
         def rendered(obs_cache: Any) -> Any:
-            self.sim._render_context_offscreen.gl_ctx.make_current()
+            make_current(self.sim._render_context_offscreen)
             return sensor(obs_cache)
 
         rendered.__modality__ = sensor.__modality__  # type: ignore[attr-defined]
@@ -167,6 +173,7 @@ class LeanSimulator(_Domain):  # type: ignore[misc]
             return
         if idle is not None:
             idle.free()
+            free_collected()
         super()._initialize_sim(xml_string=xml)
         self._compiled = CompiledModel(xml, self.sim.model._model)
 
@@ -176,3 +183,5 @@ class LeanSimulator(_Domain):  # type: ignore[misc]
             self.sim.forward()
             self._context_is_old = False
         super()._reset_internal()
+        if (context := self.sim._render_context_offscreen) is not None:
+            free_while_current(context)
