@@ -29,7 +29,7 @@ def make_current(render_context: Any) -> None:
 
 def free_while_current(render_context: Any) -> None:
     """Have a context of robosuite's be put aside when it is collected, for `free_collected`; idempotent."""
-    kind = type(render_context)
+    kind: Any = type(render_context)
     if not getattr(kind, "is_put_aside", False):
         render_context.__class__ = _put_aside(kind)
 
@@ -44,7 +44,7 @@ def free_collected() -> None:
 
 
 @cache
-def _put_aside(kind: type) -> type:
+def _put_aside(kind: type) -> Any:
     def __del__(self: Any) -> None:  # noqa: N807 - it is one
         _collected.append((self.con, self.gl_ctx))
 
