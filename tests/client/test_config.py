@@ -64,7 +64,13 @@ DISTRIBUTION = Path(__file__).parents[1] / "support" / "coo_distribution"
         ({"runner": "slurm"}, "unknown --runner=slurm; known are: processes, ray"),
         ({"ray_address": "auto"}, "--ray_address is for --runner=ray: add that"),
         ({"runner": "ray", "ray_address": "ray://head:10001"}, "Ray's client protocol is not spoken"),
-        ({"runner": "ray", "num_servers": 0}, "--num_servers must be at least 1"),
+        ({"runner": "ray", "num_servers": 0}, "--num_servers must be a number of servers, 1 or more, or auto, got 0"),
+        ({"n_envs": 2, "num_servers": "two"}, "--num_servers must be a number of servers"),
+        ({"num_servers": "auto"}, "--num_servers is for the servers of several simulators: add --n_envs"),
+        (
+            {"n_envs": 2, "num_servers": "auto", "policy_device": "cuda:1"},
+            "--policy_device=cuda:1 names one device, and --num_servers=auto gives each server its own GPU",
+        ),
         (
             {"runner": "ray", "num_servers": 2, "server_address": "h:1"},
             "--num_servers is for servers of this run's own",

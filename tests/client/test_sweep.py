@@ -114,6 +114,11 @@ def parse_seed(given: Sequence[str]) -> SimClientConfig:
     return config
 
 
+def test_several_servers_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--num_servers: a sweep has one server"):
+        run_sweep([*words(tmp_path), "--n_envs=2", "--num_servers=2"], lambda _: SimpleNamespace(num_servers="2"))
+
+
 def test_points_pair_with_each_other(server: Server, tmp_path: Path) -> None:
     """Equal seeds: what async-delta-compare needs."""
     run_sweep(words(tmp_path), parse)

@@ -10,13 +10,17 @@ from worker_world import make_policy
 from async_delta_inference.embedding import Parent
 from async_delta_inference.transport import serve
 from async_delta_inference.transport.link_options import GrpcOptions, LinkOptions
+from async_delta_inference.transport.registry import backend
 
 
 def main() -> None:
     parent = Parent.from_environment()
     flags = dict(word.removeprefix("--").split("=", 1) for word in sys.argv[1:])
-    pairs = zip(flags["transport"].split(","), flags["server_address"].split(","), strict=True)
-    link = LinkOptions(GrpcOptions(flags["grpc.dialect"]))
+    schemes = flags["transport"].split(",")
+    unused = ",".join(backend(scheme).listener.unused_address() for scheme in schemes)
+    pairs = zip(schemes, flags.get("server_address", unused).split(","), strict=True)
+    link = LinkOptions(GrpcOptions(flags.get("grpc.dialect", "native")))
+    print("sees the GPUs", os.environ.get("CUDA_VISIBLE_DEVICES"), flush=True)
     with serve(make_policy(), *(f"{scheme}://{address}" for scheme, address in pairs), link=link) as server:
         parent.ends_us_in_order()
         parent.announce(server.uris)

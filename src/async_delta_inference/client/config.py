@@ -93,8 +93,9 @@ class SimClientConfig(PolicyFlags):
     ray_address: str | None = None
     """With --runner=ray: of a cluster that is there, such as 10.0.0.1:6379, or auto for this node's; none, or local:
     one that is started here and ends with the run."""
-    num_servers: int | None = None
-    """With --runner=ray: policy servers; none: one for each GPU of the cluster if the policy runs on one, else one."""
+    num_servers: str | None = None
+    """With --n_envs: policy servers that share the simulators evenly, or auto: one for each GPU if the policy runs on
+    one, else one; none: one (auto with --runner=ray)."""
     max_batch: int = 1
     """With --n_envs: observations of different simulators that the policy is given together, at most."""
     max_retries: int = 2
@@ -230,19 +231,13 @@ class SimClientConfig(PolicyFlags):
 
     def _check_runner(self) -> None:
         _one_of("runner", self.runner, "processes", "ray")
-        for name in ("ray_address", "num_servers"):
-            _require(self.runner == "ray" or getattr(self, name) is None, f"--{name} is for --runner=ray: add that")
+        _require(self.runner == "ray" or self.ray_address is None, "--ray_address is for --runner=ray: add that")
+        if self.runner == "ray" and self.n_envs is None:
+            self.n_envs = "auto"
+        if self.num_servers is not None:
+            self._check_servers(str(self.num_servers))
         if self.runner != "ray":
             return
-        self.n_envs = "auto" if self.n_envs is None else self.n_envs
-        _require(
-            self.num_servers is None or self.num_servers >= 1,
-            f"--num_servers must be at least 1, got {self.num_servers}",
-        )
-        _require(
-            self.num_servers is None or self.server_address is None,
-            "--num_servers is for servers of this run's own, and --server_address names one that is there already",
-        )
         _require(
             not (self.ray_address or "").startswith("ray://"),
             f"--ray_address={self.ray_address}: Ray's client protocol is not spoken; run the command on a node of the "
@@ -257,6 +252,23 @@ class SimClientConfig(PolicyFlags):
             self.grpc.image_encoding != "jpeg" or self.server_address is not None,
             "--grpc.image_encoding=jpeg changes frames between nodes and not within one, so that results would depend "
             "on who runs what; png does not",
+        )
+
+    def _check_servers(self, wanted: str) -> None:
+        self.num_servers = wanted
+        _require(
+            wanted == "auto" or (wanted.isdecimal() and int(wanted) >= 1),
+            f"--num_servers must be a number of servers, 1 or more, or auto, got {wanted}",
+        )
+        _require(
+            self.server_address is None,
+            "--num_servers is for servers of this run's own, and --server_address names one that is there already",
+        )
+        _require(self.n_envs is not None, "--num_servers is for the servers of several simulators: add --n_envs")
+        _require(
+            self.runner == "ray" or wanted == "1" or ":" not in self.policy_device,
+            f"--policy_device={self.policy_device} names one device, and --num_servers={wanted} gives each server its "
+            "own GPU: say cuda, or leave --num_servers out",
         )
 
     def _check_folder(self) -> None:
@@ -339,6 +351,11 @@ class SimClientConfig(PolicyFlags):
             f"unknown --transport={self.transport}; known are: {', '.join(known_schemes())}",
         )
         _require(self.server_address != "", "--server_address must not be empty; leave it out for a server of its own")
+
+    @property
+    def servers_wanted(self) -> int | None:
+        """The number of policy servers, where the user says one."""
+        return None if self.num_servers in (None, "auto") else int(self.num_servers or 1)
 
     @property
     def uri(self) -> str | None:

@@ -16,7 +16,9 @@ __all__ = ["Point", "Sweep", "split_grid"]
 
 SWEEP_NAME = "sweep.json"
 _SWEPT = "--sweep."
-_NOT_SWEPT = ("output_dir", "overwrite", "resume", "server_address", "transport", "policy_host", "max_batch")
+_NOT_SWEPT = (
+    *("output_dir", "overwrite", "resume", "server_address", "transport", "policy_host", "max_batch", "num_servers"),
+)
 """What a sweep chooses itself, and what its one server is told."""
 
 

@@ -60,6 +60,8 @@ def run_sweep(words: Sequence[str], parse: Parse) -> int:
     folder, common = _output_dir(others)
     # All of them, before the first runs: a mistake in the last value shall not come up in the night.
     configs = [parse([*common, *point.arguments, f"--output_dir={folder / point.name}"]) for point in points]
+    if configs[0].num_servers is not None:
+        raise ConfigError("--num_servers: a sweep has one server for all of its runs; leave it out")
     sweep = Sweep(folder, points, common)
     sweep.load()
     console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+import torch
 
 from async_delta_inference.client.run.child_process import Child, can_fork, forks_allowed, start_child
 
@@ -91,20 +92,42 @@ def test_forks_are_for_programs_that_say_so_and_have_one_thread(monkeypatch: pyt
     with forks_allowed():
         assert can_fork("json")
         assert not can_fork("a_package_that_nobody_loaded")
-        monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=SimpleNamespace(is_initialized=lambda: True)))
-        assert not can_fork("json")
-        monkeypatch.delitem(sys.modules, "torch")
         monkeypatch.setattr(threading, "active_count", lambda: 2)
         assert not can_fork("json")
     assert not can_fork("json")
 
 
-def test_what_the_command_loads_initialises_no_device_and_starts_no_thread() -> None:
-    """Or a server could not be forked from it."""
-    program = (
-        "from async_delta_inference.client.environments.plugins import known_environments; known_environments(''); "
-        "from async_delta_inference.client.run.child_process import can_fork, forks_allowed\n"
-        "with forks_allowed(): print(can_fork('lerobot.processor'))"
-    )
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_nothing_is_forked_that_could_not_use_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where none is, nothing is lost. The number of GPUs is made up, what a fork says of itself is not."""
+    monkeypatch.setattr(threading, "active_count", lambda: 1)
+    cuda = SimpleNamespace(device_count=lambda: 1, is_initialized=lambda: False, _is_in_bad_fork=lambda: False)
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+    with forks_allowed():
+        assert can_fork("json")
+        here = os.getpid()
+        cuda._is_in_bad_fork = lambda: os.getpid() != here
+        assert not can_fork("json")
+        cuda.device_count = lambda: 0
+        assert can_fork("json")
+        cuda.device_count, cuda.is_initialized = lambda: 1, lambda: True
+        assert not can_fork("json")
+
+
+def test_what_the_command_loads_leaves_forks_their_gpus_and_starts_no_thread() -> None:
+    """Or a server could not be forked from it. The GPU is made up; that nothing asks the driver for it is not."""
+    program = """
+import torch
+from async_delta_inference.client.environments.plugins import known_environments
+from async_delta_inference.client.run.child_process import can_fork, forks_allowed
+torch.cuda._device_count_nvml = lambda: 1
+with forks_allowed():
+    known_environments("")
+    print(can_fork("lerobot.processor"))
+    torch._C._cuda_getDeviceCount()
+    print(can_fork("lerobot.processor"))
+"""
+    if not torch.backends.cuda.is_built():
+        pytest.skip("this torch was built without CUDA")
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout == "True\n"
+    assert done.stdout == "True\nFalse\n"

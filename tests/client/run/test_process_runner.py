@@ -7,6 +7,7 @@ import logging
 import os
 import random
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from async_delta_inference.client.record.events import (
     RunStarted,
     ServerStarted,
 )
-from async_delta_inference.client.run import forking, own_servers
+from async_delta_inference.client.run import forking, gpus, own_servers
 from async_delta_inference.client.run.plan import WorkList
 from async_delta_inference.errors import ConfigError, EpisodeError
 from async_delta_inference.transport.testing import ServedPeer
@@ -168,47 +169,87 @@ def test_a_run_that_is_left_keeps_what_is_complete_and_goes_on(server: ServedPee
     assert kept(tmp_path / "left") == kept(tmp_path / "whole")
 
 
-class KillableServer(ServedPeer):
-    """In place of the embedded server, which loads lerobot: another process that serves, and can be killed."""
-
-    living: KillableServer
-
-    def __init__(self, transport: str, log_path: Path, **_: Any) -> None:
-        super().__init__(transport, make_policy=make_policy)
-        self.log_path = log_path
-        self.has_ended = False
-        KillableServer.living = self
-
-    def wait_until_ready(self, timeout_s: float) -> str:
-        return self.uri
-
-    def die(self) -> None:
-        self.kill()
-        self.has_ended = True
-
-    def stop(self) -> None:
-        self.close()
-
-
-def test_a_server_of_its_own_that_dies_is_started_again(
-    server: ServedPeer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    evaluate(config(tmp_path / "whole", server.uri))
-    monkeypatch.setattr(own_servers, "EmbeddedServer", KillableServer)
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Flags of a run that starts servers of its own, of a kind that loads no LeRobot."""
+    monkeypatch.setattr(own_servers, "MODULE", "serve_world")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
     checkpoint = tmp_path / "policy"
     checkpoint.mkdir()
     cameras = {"observation.images.camera": {"shape": [3, 4, 4]}}
     (checkpoint / "config.json").write_text(json.dumps({"input_features": cameras}))
-    flags = {"policy_type": "act", "pretrained_name_or_path": str(checkpoint), "n_envs": 2, "transport": "shm"}
-    deaths = restarts = 0
-    for event in Evaluation(config(tmp_path / "died", None, WorldConfig(2, step_s=0.01), **flags)):
-        if isinstance(event, EpisodeEnded) and deaths < 2:
-            KillableServer.living.die()
-            deaths += 1
-        if isinstance(event, ServerStarted):
-            restarts = event.restarts
-    assert restarts >= 1
+    return {"policy_type": "act", "pretrained_name_or_path": str(checkpoint), "transport": "shm"}
+
+
+def own_processes() -> list[psutil.Process]:
+    return [process for process in psutil.Process().children() if "serve_world" in process.cmdline()]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_one_of_its_own_servers_that_dies_is_started_again_alone(
+    server: ServedPeer, own: dict[str, Any], tmp_path: Path, count: int
+) -> None:
+    """All are in the middle of an episode then; from there on none ends before the server is back."""
+    evaluate(config(tmp_path / "whole", server.uri))
+    world = WorldConfig(2, {f"{task} {episode}": "wait" for task in (0, 1) for episode in range(5)}, tmp_path, 0.01)
+    go = tmp_path / "go"
+    started: list[ServerStarted] = []
+    at_work: set[int] = set()
+    at_first: list[int] = []
+    for event in Evaluation(config(tmp_path / "died", None, world, **own, n_envs=4, num_servers=count)):
+        if isinstance(event, EpisodeStarted) and not at_first:
+            at_work.add(event.worker)
+            if len(at_work) == 4:
+                at_first = [process.pid for process in own_processes()]
+                os.kill(at_first[-1], signal.SIGKILL)
+                go.touch()
+        elif isinstance(event, EpisodeFailed) and not started[-1].restarts:
+            go.unlink(missing_ok=True)
+        elif isinstance(event, ServerStarted):
+            started.append(event)
+            if event.restarts:
+                go.touch()
+    assert len(at_first) == count
+    assert [event.restarts for event in started] == [0] * count + [1]
     assert kept(tmp_path / "died")["lines"] == kept(tmp_path / "whole")["lines"]
+    logs = {path.name for path in (tmp_path / "died").glob("server*.log")}
+    assert logs == ({"server.log", "server_1.log"} if count == 1 else {"server.log", "server2.log", "server2_1.log"})
+    assert not own_processes()
+
+
+def test_each_of_several_servers_sees_one_gpu(
+    own: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The GPUs are made up. There are no more servers than simulators, and of those no more than episodes."""
+    monkeypatch.setattr(gpus, "visible_gpus", lambda: ["5", "GPU-af3", "7"])
+    flags = own | {"n_envs": 4, "num_servers": "auto", "policy_device": "cuda"}
+    result = evaluate(config(tmp_path / "out", None, WorldConfig(1), n_episodes=2, **flags))
+    assert len(result.episodes) == 2
+    seen = {path.name: path.read_text() for path in (tmp_path / "out").glob("server*.log")}
+    assert seen["server.log"] == "sees the GPUs 5\n"
+    assert seen["server2.log"] == "sees the GPUs GPU-af3\n"
+    assert not own_processes()
+
+
+def test_gpus_are_dealt_out_to_servers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def variables(most: int = 8, **flags: Any) -> list[str | None]:
+        wanted = config(tmp_path, None, **{"n_envs": 8, "policy_device": "cuda"} | flags)
+        return [own.get("CUDA_VISIBLE_DEVICES") for own in gpus.servers_variables(wanted, most)]
+
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert variables(num_servers="auto") == ["0", "1"]
+    assert variables(num_servers=3) == ["0", "1", "0"]
+    assert variables(num_servers=5, most=3) == ["0", "1", "0"]
+    assert variables() == variables(num_servers=1) == variables(num_servers="auto", most=1) == [None]
+    assert variables(num_servers="auto", policy_device="cpu") == [None]
+    assert variables(num_servers=2, policy_device="cpu") == [None, None]
+    for said, found in (("3,1", ["3", "1"]), ("MIG-a, GPU-b", ["MIG-a", "GPU-b"]), ("1,0,99", ["1", "0"])):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", said)
+        assert variables(num_servers="auto") == found
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    with pytest.raises(ConfigError, match="no GPU can be seen here"):
+        variables(num_servers=2)
 
 
 def test_the_realtime_clock_of_many_warns(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

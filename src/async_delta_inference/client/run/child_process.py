@@ -2,7 +2,7 @@
 
 A new Python needs a quarter of a minute to load LeRobot, which a fork of a process that has loaded it does not. A fork
 has only the thread that forked: what others held locked stays so in it. So a program has to ask for forks
-(`forks_allowed`), and gets them only while it has one thread and no device is initialised.
+(`forks_allowed`), and gets them only while it has one thread and CUDA would work in them.
 """
 
 from __future__ import annotations
@@ -15,12 +15,16 @@ import subprocess
 import sys
 import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-__all__ = ["Child", "can_fork", "forks_allowed", "start_child"]
+__all__ = ["ASK_NVML", "Child", "can_fork", "forks_allowed", "start_child"]
+
+ASK_NVML = "PYTORCH_NVML_BASED_CUDA_CHECK"
+"""Environment variable; 1: torch asks NVML whether there is a GPU. Else it asks CUDA's driver, and no process that is
+forked afterwards can use a GPU. Packages that LeRobot loads ask while they are imported."""
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
@@ -48,13 +52,20 @@ class Child(Protocol):
 
 @contextmanager
 def forks_allowed() -> Iterator[None]:
-    """Within it, this process says that it may be forked: a command that has the process to itself does."""
+    """Within it, this process says that it may be forked: a command that has the process to itself does.
+
+    What is loaded within it leaves CUDA usable in forks, see `ASK_NVML`.
+    """
     global _allowed
     before, _allowed = _allowed, True
+    given = os.environ.get(ASK_NVML)
+    os.environ.setdefault(ASK_NVML, "1")
     try:
         yield
     finally:
         _allowed = before
+        if given is None:
+            os.environ.pop(ASK_NVML, None)
 
 
 def can_fork(loaded: str) -> bool:
@@ -68,14 +79,31 @@ def can_fork(loaded: str) -> bool:
         and loaded in sys.modules
         and sys.platform == "linux"
         and threading.active_count() == 1
-        and not _device_is_initialised()
+        and not _forks_lose_cuda()
     )
 
 
-def _device_is_initialised() -> bool:
-    """A CUDA context does not survive a fork."""
+def _forks_lose_cuda() -> bool:
+    """Whether there are GPUs that a fork could not use, since this process has talked to CUDA's driver.
+
+    Not even a number of GPUs that was asked for survives a fork, and only a fork knows of it.
+    """
     torch: Any = sys.modules.get("torch")
-    return torch is not None and torch.cuda.is_initialized()
+    if torch is None or not torch.cuda.device_count():
+        return False
+    return torch.cuda.is_initialized() or _is_so_in_a_fork(torch.cuda._is_in_bad_fork)
+
+
+def _is_so_in_a_fork(question: Callable[[], bool]) -> bool:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # See `_ForkedChild`.
+        pid = os.fork()
+    if pid == 0:
+        try:
+            os._exit(0 if not question() else 1)
+        finally:
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) != 0
 
 
 def start_child(

@@ -6,7 +6,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -17,9 +17,10 @@ from async_delta_inference.embedding import ANNOUNCE_FD, EXIT_WITH_STDIN
 from async_delta_inference.errors import PeerUnreachableError
 from async_delta_inference.transport.registry import backend, split_uri
 
-__all__ = ["EmbeddedServer", "flags_for_many"]
+__all__ = ["MODULE", "EmbeddedServer", "flags_for_many"]
 
-_MODULE = "async_delta_inference.server_adapter"
+MODULE = "async_delta_inference.server_adapter"
+"""The program of a server."""
 _EXIT_TIMEOUT_S = 5.0
 
 
@@ -45,6 +46,7 @@ class EmbeddedServer:
         policy_host: What it asks for actions, as its flag of that name.
         flags: Further ones, such as ``--max_batch=8``.
         module: The program, which takes the flags of ``async-delta-serve``.
+        variables: Of its environment, besides this process's.
     """
 
     def __init__(
@@ -55,7 +57,8 @@ class EmbeddedServer:
         *,
         policy_host: str = "lerobot",
         flags: Sequence[str] = (),
-        module: str = _MODULE,
+        module: str = MODULE,
+        variables: Mapping[str, str] | None = None,
     ) -> None:
         self.log_path = log_path
         log_path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,11 +69,8 @@ class EmbeddedServer:
             *([] if trace is None else [f"--trace={trace}"]),
             *flags,
         ]
-        environment = os.environ | {
-            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
-            ANNOUNCE_FD: str(write_end),
-            EXIT_WITH_STDIN: "1",
-        }
+        environment = {"OMP_NUM_THREADS": "1", **os.environ, **(variables or {})}
+        environment |= {ANNOUNCE_FD: str(write_end), EXIT_WITH_STDIN: "1"}
         fork = can_fork("lerobot.processor")
         try:
             self._process = start_child(module, arguments, environment, log_path, write_end, fork=fork)
@@ -93,6 +93,10 @@ class EmbeddedServer:
     def uris(self) -> tuple[str, ...]:
         """All that it listens on, once it is ready."""
         return self._uris
+
+    def fileno(self) -> int:
+        """Readable once it is ready, or has ended before: for multiprocessing's ``wait``."""
+        return self._announcement
 
     def wait_until_ready(self, timeout_s: float) -> str:
         """The URI that the server listens on, once it does; the first one of several.
@@ -117,12 +121,16 @@ class EmbeddedServer:
                 raise PeerUnreachableError(f"the embedded server ended before it was ready{self._quote_log()}")
         return self._uris[0]
 
-    def stop(self) -> None:
-        """End the child and wait for it; idempotent."""
+    def begin_to_stop(self) -> None:
+        """Ask the child to end; idempotent."""
         if not self._stopped:
             self._stopped = True
             self._process.close_stdin()
             os.close(self._announcement)
+
+    def stop(self) -> None:
+        """End the child and wait for it; idempotent."""
+        self.begin_to_stop()
         # The end of its standard input is enough, unless it hangs; it wakes a child that was stopped, too.
         for number in (None, signal.SIGTERM, signal.SIGKILL):
             if number is not None:

@@ -23,7 +23,7 @@ from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import Any
 
-from async_delta_inference.client.run.child_process import can_fork
+from async_delta_inference.client.run.child_process import ASK_NVML, can_fork
 from async_delta_inference.errors import PeerUnreachableError
 
 __all__ = ["Forked", "Forker", "import_main", "main", "main_module"]
@@ -164,6 +164,7 @@ def main(control_fd: int, modules: Sequence[str] = ()) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault(ASK_NVML, "1")  # Or no worker could use a GPU.
     for module in (*_PRELOADED, *modules):
         with suppress(ImportError):  # The worker runs into the same, and can say so.
             import_module(module)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from multiprocessing.connection import wait
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from async_delta_inference.client.run.forking import Forker
+from async_delta_inference.client.run.gpus import servers_variables
 from async_delta_inference.client.run.interrupts import interrupts_held
 from async_delta_inference.client.run.machine import number_of_simulators
 from async_delta_inference.client.run.own_servers import EmbeddedServers, OwnServers
@@ -21,10 +23,10 @@ __all__ = ["ProcessRunner"]
 
 
 class ProcessRunner(Runner):
-    """See `Runner`: each worker is a process, and the run's own server is another."""
+    """See `Runner`: each worker is a process, and so is each of the run's own servers."""
 
     def _begin(self, stack: ExitStack) -> OwnServers | None:
-        servers = None if self._config.uri is not None else EmbeddedServers(self._config, self._output_dir)
+        servers = None if self._config.uri is not None else self._embedded_servers()
         if servers is not None:
             stack.callback(_held(servers.stop))
         self._forker = Forker(Path(self._log))
@@ -32,6 +34,11 @@ class ProcessRunner(Runner):
         if servers is not None:
             servers.start()
         return servers
+
+    def _embedded_servers(self) -> EmbeddedServers:
+        # How many episodes there are is known once there is an environment, for which they load at the same time.
+        variables = servers_variables(self._config, number_of_simulators(self._config, sys.maxsize))
+        return EmbeddedServers(self._config, self._output_dir, variables)
 
     def _number_of_simulators(self, episodes: int) -> int:
         return number_of_simulators(self._config, episodes)

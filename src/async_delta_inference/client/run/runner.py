@@ -153,6 +153,7 @@ class Runner(ABC):
                 return
             self._work = WorkList(missing)
             if self._servers is not None:
+                self._servers.keep(n_envs)
                 yield from self._servers.started()
             for index in range(1, n_envs):
                 self._start_worker(index)

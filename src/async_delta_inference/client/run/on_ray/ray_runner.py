@@ -44,7 +44,7 @@ class RayRunner(Runner):
 
     def _begin(self, stack: ExitStack) -> OwnServers | None:
         config = self._config
-        servers = config.num_servers or 1 if config.uri is None else 0
+        servers = config.servers_wanted or 1 if config.uri is None else 0
         stack.enter_context(joined_cluster(config.ray_address, self._cpus(servers), config.connect_timeout_s))
         self._nodes = living_nodes()
         self._surroundings = _surroundings(own_servers=config.uri is None)
@@ -61,7 +61,7 @@ class RayRunner(Runner):
             logger.warning(
                 "frames, and the run's token, cross the network between nodes in the clear: --tls hides them"
             )
-        count = config.num_servers or self._one_for_each_gpu()
+        count = config.servers_wanted or self._one_for_each_gpu()
         self._own_servers = RayServers(config, self._output_dir, count, self._surroundings)
         stack.callback(self._stop_servers)
         self._own_servers.start()
