@@ -178,6 +178,7 @@ def test_child_is_told_what_to_serve_and_whose_it_is(tmp_path: Path, monkeypatch
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     with EmbeddedServer("coo", tmp_path / "new" / "server.log", tmp_path / "trace.json") as server:
         child = psutil.Process(server.pid)
+        eventually(lambda: bool(child.cmdline()))  # For a moment a new program has none.
         assert {"--transport=coo", f"--trace={tmp_path}/trace.json"} <= set(child.cmdline())
         # A Ctrl-C at the terminal must not reach it.
         assert os.getsid(server.pid) == server.pid
@@ -186,6 +187,7 @@ def test_child_is_told_what_to_serve_and_whose_it_is(tmp_path: Path, monkeypatch
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     with EmbeddedServer("coo", tmp_path / "server.log") as server:
         child = psutil.Process(server.pid)
+        eventually(lambda: bool(child.cmdline()))
         assert "--transport=coo" in child.cmdline()
         assert not [word for word in child.cmdline() if word.startswith("--trace")]
         assert child.environ()["OMP_NUM_THREADS"] == "3"
