@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import shutil
 import subprocess
@@ -11,7 +10,6 @@ from typing import Any
 import torch
 
 from async_delta_inference.errors import ConfigError
-from async_delta_inference.server_adapter.lerobot import LeRobotPolicy
 from harness.machine import describe_machine
 
 __all__ = ["check_device", "describe_device_and_machine", "precision_flags"]
@@ -39,7 +37,6 @@ def describe_device_and_machine(device: torch.device) -> dict[str, Any]:
         "device": str(device),
         "usable_cores": len(os.sched_getaffinity(0)),
         "torch_threads": torch.get_num_threads(),
-        "pinned_slots_can_be_turned_off": "pinned" in inspect.signature(LeRobotPolicy).parameters,
         "gpu": None,
     }
     if device.type == "cuda":

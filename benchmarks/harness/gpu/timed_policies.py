@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -28,7 +27,7 @@ class TimedLeRobotPolicy(LeRobotPolicy):
     """
 
     def __init__(self, *, pinned: bool = True) -> None:
-        super().__init__(**_pinned_argument(pinned))
+        super().__init__(pinned=pinned)
         self.clock = ForwardClock()
 
     def open(self, spec: SessionSpec) -> LeRobotSession:
@@ -55,10 +54,6 @@ class TimedLeRobotPolicy(LeRobotPolicy):
         finally:
             self.clock.recording = False
             forwards += self.clock.take()
-
-
-def _pinned_argument(pinned: bool) -> dict[str, Any]:
-    return {"pinned": pinned} if "pinned" in inspect.signature(LeRobotPolicy).parameters else {}
 
 
 class _TimedPolicyServer(_module.PolicyServer):  # type: ignore[misc]
