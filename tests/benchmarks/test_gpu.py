@@ -5,14 +5,16 @@ from __future__ import annotations
 import gzip
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import gpu
+import numpy as np
 import pytest
 import torch
 from harness.gpu import forward_clock
-from harness.gpu.around_forward import with_forwards
+from harness.gpu.around_forward import compare_stacks, with_forwards
 from harness.gpu.budget import Budget, shares_of
 from harness.gpu.device_trace import DeviceTrace, write_for_viewers
 from harness.gpu.forward_clock import Forward, ForwardClock
@@ -22,6 +24,7 @@ from harness.gpu.simulators import Job, Simulators
 from harness.gpu.targets import TARGETS, judged
 from harness.null_policy import NullPolicy
 from harness.payloads import parse_payload
+from harness.statistics import Series
 
 from async_delta_inference.errors import AsyncDeltaError
 from async_delta_inference.stage_trace import StageSpan
@@ -222,6 +225,51 @@ def test_targets_are_judged_on_a_gpu_alone(results: tuple[Path, dict[str, Any]])
     }
     assert [one["verdict"] for one in judged(measured)] == ["met", "missed", "met", "n/a"]
     assert [target.verdict({**measured, "settings": {"small": True}}) for target in TARGETS] == ["n/a"] * 4
+
+
+def test_policy_that_fails_keeps_what_it_had_and_lets_the_next_one_try(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from harness.gpu import run
+
+    def measure(load: Any, simulators: Any, crowds: Any, budget: Budget) -> Iterator[dict[str, Any]]:
+        yield {"policy": load, "sessions": 1, "max_batch": 1, "chunks_per_s": 2.0}
+        if load == "smolvla":
+            raise AsyncDeltaError("it had enough")
+
+    monkeypatch.setattr(run, "measure_sessions", measure)
+    monkeypatch.setattr(run.Run, "_load", lambda self, policy_type: policy_type)
+    monkeypatch.setattr(run.Run, "_started_simulators", lambda self: None)
+    flags = ["--device=cpu", "--small", "--only=sessions", f"--output_dir={tmp_path}", "--in_this_process"]
+    monkeypatch.setattr(sys, "argv", ["gpu.py", *flags])
+    assert gpu.main() == gpu.EXIT_FAILED_PART
+    written = json.loads((tmp_path / "gpu.json").read_text())
+    assert [row["policy"] for row in written["sessions"]] == ["smolvla", "act"]
+    assert "it had enough" in written["parts"]["sessions"]["error"]
+
+
+def test_stack_that_fails_leaves_the_others_their_rounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from harness.gpu import around_forward
+
+    class Stack:
+        def __init__(self, name: str, *args: Any) -> None:
+            self.name, self.spans, self.actions = name, [], [np.zeros((3, 2), np.float32)]
+            self.series = Series(name, "loan", "tiny")
+
+        def run_round(self, chunks: int) -> None:
+            if self.name == "grpc":
+                raise AsyncDeltaError("nobody answers")
+            self.series.add(np.array([3000, 5000]), None)
+            self.series.forward_ns.append(np.array([1000, 1000]))
+
+    monkeypatch.setattr(around_forward, "StackVariant", Stack)
+    monkeypatch.setattr(around_forward, "_started", lambda *args: dict.fromkeys(("grpc", "shm-pinned")))
+    budget = Budget(100.0)
+    found, errors = compare_stacks(parse_payload("state"), tmp_path, "cpu", chunks=2, rounds=2, budget=budget)
+    assert [str(error) for error in errors] == ["nobody answers"]
+    (row,) = found["rows"]
+    assert (row["stack"], row["rounds"], row["without_forward_p50_us"]) == ("shm-pinned", 2, 3.0)
+    assert row["grpc_without_forward_to_this"] is None
 
 
 def test_part_that_fails_is_told_and_the_next_has_its_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

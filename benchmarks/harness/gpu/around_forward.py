@@ -85,7 +85,7 @@ def compare_stacks(
     rounds: int,
     budget: Budget,
     in_this_process: bool = False,
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], list[Exception]]:
     """Sessions of all stacks in turn, ``rounds`` of each while there is time.
 
     Args:
@@ -99,33 +99,46 @@ def compare_stacks(
 
     Returns:
         ``rows``, ``stages``, and ``most_action_difference`` to PolicyServer's of any stack and round: the three are
-        asked with the same observations.
+        asked with the same observations. And what stacks raised, which then have no further round.
     """
-    make = ServerHere if in_this_process else ServerThere
+    errors: list[Exception] = []
     with ExitStack() as stack:
-        variants = [StackVariant(name, stack.enter_context(make(name)), payload, checkpoint, device) for name in STACKS]
+        servers = _started(stack, ServerHere if in_this_process else ServerThere, errors)
+        variants = [StackVariant(name, server, payload, checkpoint, device) for name, server in servers.items()]
+        going = list(variants)
         for number in range(rounds):
-            if number and not budget.allows(budget.longest_step_s):
+            if not going or (number and not budget.allows(budget.longest_step_s)):
                 break
             with budget.step():
-                for variant in _in_turn(variants, number):
-                    variant.run_round(chunks)
-    series = [variant.series for variant in variants]
-    return {
+                for variant in _in_turn(going, number):
+                    try:
+                        variant.run_round(chunks)
+                    except Exception as exc:  # noqa: BLE001 - told by the caller; the others have their turn
+                        errors.append(exc)
+                        going.remove(variant)
+    measured = [variant for variant in variants if variant.series.rounds]
+    series = [variant.series for variant in measured]
+    found = {
         "rows": [_row(one, series) for one in series],
-        "stages": [row for variant in variants for row in stage_rows(variant.series, variant.spans)],
-        "most_action_difference": _most_difference([variant.actions for variant in variants]),
+        "stages": [row for variant in measured for row in stage_rows(variant.series, variant.spans)],
+        "most_action_difference": _most_difference([variant.actions for variant in measured]),
     }
+    return found, errors
 
 
-def _started(stack: ExitStack, make: type[ServerHere] | type[ServerThere]) -> dict[str, ClockedServer]:
-    """All at once: each loads lerobot anew."""
+def _started(
+    stack: ExitStack, make: type[ServerHere] | type[ServerThere], errors: list[Exception]
+) -> dict[str, ClockedServer]:
+    """All at once: each loads lerobot anew. Without those that do not start."""
     with ThreadPoolExecutor(len(STACKS)) as pool:
         starting = {name: pool.submit(make, name) for name in STACKS}
-    for future in starting.values():
-        if future.exception() is None:
-            stack.enter_context(future.result())
-    return {name: future.result() for name, future in starting.items()}
+    servers: dict[str, ClockedServer] = {}
+    for name, future in starting.items():
+        try:
+            servers[name] = stack.enter_context(future.result())
+        except Exception as exc:  # noqa: BLE001 - as above
+            errors.append(exc)
+    return servers
 
 
 def _in_turn(variants: list[StackVariant], number: int) -> list[StackVariant]:
@@ -137,8 +150,8 @@ def _row(series: Series, others: Sequence[Series]) -> dict[str, Any]:
     total_us = np.concatenate(series.rounds) / 1000
     forward_us = np.concatenate(series.forward_ns) / 1000
     rest_us = total_us - forward_us
-    reference = next(other for other in others if other.transport == _REFERENCE)
-    ratio = median_ratio(reference.round_overheads(), series.round_overheads())
+    reference = next((other for other in others if other.transport == _REFERENCE), None)
+    ratio = None if reference is None else median_ratio(reference.round_overheads(), series.round_overheads())
     return {
         "stack": series.transport,
         "chunks": len(total_us),
@@ -146,7 +159,7 @@ def _row(series: Series, others: Sequence[Series]) -> dict[str, Any]:
         **_percentiles("total", total_us),
         **_percentiles("forward", forward_us),
         **_percentiles("without_forward", rest_us),
-        "grpc_without_forward_to_this": dataclasses.asdict(ratio),
+        "grpc_without_forward_to_this": None if ratio is None else dataclasses.asdict(ratio),
     }
 
 
@@ -154,7 +167,9 @@ def _percentiles(what: str, durations_us: NDArray[np.float64]) -> dict[str, floa
     return {f"{what}_p{percent}_us": round(float(np.percentile(durations_us, percent)), 1) for percent in (50, 99)}
 
 
-def _most_difference(actions: Sequence[Sequence[NDArray[np.float32]]]) -> float:
+def _most_difference(actions: Sequence[Sequence[NDArray[np.float32]]]) -> float | None:
+    if len(actions) < 2:
+        return None
     first, *others = actions
     pairs = [pair for other in others for pair in zip(first, other, strict=False)]
     return max((float(np.abs(ours - theirs).max()) for ours, theirs in pairs), default=0.0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,7 +44,7 @@ def measure_batches(
     *,
     repeats: int,
     budget: Budget,
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     """One row for every size for which there is time and memory.
 
     Args:
@@ -56,17 +56,16 @@ def measure_batches(
         repeats: Forward passes of each size, at most.
         budget: Of this policy.
     """
-    rows = []
     for size in sizes:
         if not budget.allows(budget.longest_step_s):
-            break
+            return
         with budget.step():
             try:
-                rows.append({"policy": policy_type, **_measure(loaded, clock, payload, size, repeats)})
+                row = _measure(loaded, clock, payload, size, repeats)
             except torch.OutOfMemoryError as exc:
-                rows.append({"policy": policy_type, "batch_size": size, "error": str(exc).partition("\n")[0]})
-                break
-    return rows
+                yield {"policy": policy_type, "batch_size": size, "error": str(exc).partition("\n")[0]}
+                return
+        yield {"policy": policy_type, **row}
 
 
 def _measure(loaded: Any, clock: ForwardClock, payload: Payload, size: int, repeats: int) -> dict[str, Any]:

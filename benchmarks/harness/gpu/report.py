@@ -30,6 +30,9 @@ def markdown(results: Results) -> str:
     lines += _section("Targets", _TARGETS, judged(results))
     lines += _section("The transport alone, no policy", _TRANSPORT, results.get("transport"))
     lines += _section("Around the forward pass of an ACT", _AROUND, around.get("rows"))
+    if around.get("rows"):
+        difference = _cell(around["most_action_difference"])
+        lines += ["", f"The three stacks' actions differ by {difference} at the most, where they saw the same."]
     lines += _section("Its stages", _STAGES, around.get("stages"))
     lines += _section("Policies", ("policy", "parameters", "parameters_by_dtype", "device"), results.get("policies"))
     lines += _section("Forward passes", _BATCHES, results.get("batches"))

@@ -7,7 +7,7 @@ import json
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
@@ -113,7 +113,7 @@ class Run:
         from harness.gpu.around_forward import compare_stacks
 
         settings = self._settings
-        self.results["around_forward"] = compare_stacks(
+        found, errors = compare_stacks(
             settings.payload,
             self._checkpoint("act"),
             settings.device,
@@ -122,28 +122,47 @@ class Run:
             budget=budget,
             in_this_process=settings.in_this_process,
         )
+        self.results["around_forward"] = found
+        _raise_all("stacks", errors)
 
     def _measure_batches(self, budget: Budget) -> None:
-        rows = self.results["batches"] = []
-        for policy_type in self._settings.policies:
+        def measure(policy_type: str, share: Budget) -> Iterator[dict[str, Any]]:
             policy, _ = self._policy(policy_type)
-            rows += measure_batches(
+            settings = self._settings
+            return measure_batches(
                 policy_type,
                 policy.loaded,
                 policy.clock,
-                self._settings.payload,
-                self._settings.batch_sizes,
-                repeats=self._settings.repeats,
-                budget=self._share_of(budget, policy_type),
+                settings.payload,
+                settings.batch_sizes,
+                repeats=settings.repeats,
+                budget=share,
             )
+
+        self._measure_policies("batches", measure, budget)
 
     def _measure_sessions(self, budget: Budget) -> None:
         self._prepare_profiler()
-        rows = self.results["sessions"] = []
+        crowds = crowds_of(self._settings.sessions)
+
+        def measure(policy_type: str, share: Budget) -> Iterator[dict[str, Any]]:
+            return measure_sessions(self._load(policy_type), self._started_simulators(), crowds, share)
+
+        self._measure_policies("sessions", measure, budget)
+
+    def _measure_policies(
+        self, part: str, measure: Callable[[str, Budget], Iterator[dict[str, Any]]], budget: Budget
+    ) -> None:
+        """The rows of one policy after the other; one that fails does not keep the next from its turn."""
+        rows, errors = self.results.setdefault(part, []), []
         for policy_type in self._settings.policies:
-            load, simulators = self._load(policy_type), self._started_simulators()
-            share = self._share_of(budget, policy_type)
-            rows += measure_sessions(load, simulators, crowds_of(self._settings.sessions), share)
+            try:
+                for row in measure(policy_type, self._share_of(budget, policy_type)):
+                    rows.append(row)
+                    self._write_json()
+            except Exception as exc:  # noqa: BLE001 - raised with the others'
+                errors.append(exc)
+        _raise_all("policies", errors)
 
     def _measure_trace(self, budget: Budget) -> None:
         self._prepare_profiler()
@@ -204,9 +223,12 @@ class Run:
     def _prepare_profiler(self) -> None:
         prepare_profiler(self._device, self._scratch)
 
-    def _write(self) -> None:
+    def _write_json(self) -> None:
         text = json.dumps(self.results, indent=1) + "\n"
         write_whole(self._folder / "gpu.json", lambda partial: partial.write_text(text))
+
+    def _write(self) -> None:
+        self._write_json()
         (self._folder / "gpu.md").write_text(markdown(self.results))
         if find_spec("matplotlib") is None:
             self._say("no picture: matplotlib is not installed")
@@ -214,3 +236,8 @@ class Run:
         from harness.gpu.picture import draw_picture
 
         draw_picture(self._folder / "gpu.png", self.results)
+
+
+def _raise_all(what: str, errors: Sequence[Exception]) -> None:
+    if errors:
+        raise ExceptionGroup(f"some {what} failed", errors)

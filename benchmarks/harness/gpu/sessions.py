@@ -95,16 +95,16 @@ class Load:
 
 def measure_sessions(
     load: Load, simulators: Simulators, crowds: Sequence[Crowd], budget: Budget
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     """One row for every crowd for which there is time."""
-    rows: list[dict[str, Any]] = []
+    first: dict[str, Any] | None = None
     for crowd in crowds:
         if not budget.allows(budget.longest_step_s):
-            break
+            return
         with budget.step():
             row = _measure(load, simulators, crowd)
-        rows.append({**row, "rate_to_one_session": _to_one_session(row, rows)})
-    return rows
+        first = first or row
+        yield {**row, "rate_to_one_session": _to_one_session(row, first)}
 
 
 def trace_batches(load: Load, simulators: Simulators, crowd: Crowd, path: Path) -> dict[str, Any]:
@@ -196,8 +196,7 @@ def _batches(forwards: Sequence[Forward]) -> dict[str, float | None]:
     }
 
 
-def _to_one_session(row: dict[str, Any], before: Sequence[dict[str, Any]]) -> float | None:
-    first = before[0] if before else row
+def _to_one_session(row: dict[str, Any], first: dict[str, Any]) -> float | None:
     if first["sessions"] != 1 or not first["chunks_per_s"]:
         return None
     return round(row["chunks_per_s"] / first["chunks_per_s"], 2)
