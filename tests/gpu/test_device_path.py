@@ -146,6 +146,15 @@ def test_chunks_that_are_fetched_one_after_the_other_keep_their_values(device: t
     assert [get().tobytes() for get in fetched] == [chunk.cpu().numpy().tobytes() for chunk in chunks]
 
 
+def test_chunks_are_fetched_in_inference_mode_and_outside_of_it(device: torch.device) -> None:
+    """As of a session with real-time chunking beside one without."""
+    fetch = ChunkFetch()
+    for mode in (torch.inference_mode, torch.no_grad, torch.inference_mode):
+        with mode():
+            chunk = torch.randn(1, 50, 7, device=device)
+            assert fetch.begin(chunk)().tobytes() == chunk.cpu().numpy().tobytes()
+
+
 @pytest.mark.parametrize("kind", ["act", "smolvla"])
 def test_overlapped_batches_of_many_sessions_are_answered_as_alone(
     kind: str, tmp_path: Path, device: torch.device

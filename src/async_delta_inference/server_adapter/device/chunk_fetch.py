@@ -37,7 +37,9 @@ class ChunkFetch:
         if whole.device.type != "cuda":
             return _Fetch(whole.cpu(), None)
         if self._buffer is None or self._buffer.numel() < whole.numel():
-            self._buffer = torch.empty(whole.numel(), dtype=torch.float32, pin_memory=True)
+            # Real-time chunking fetches outside of inference mode, where a tensor made in it cannot be written.
+            with torch.inference_mode(False):
+                self._buffer = torch.empty(whole.numel(), dtype=torch.float32, pin_memory=True)
             self._event = _cuda.Event()
         assert self._event is not None
         place = self._buffer[: whole.numel()].view(whole.shape)
