@@ -32,7 +32,7 @@ class _Row:
         request: The request.
         batch: What the policy sees, (1, ...) each; with a history (1, T, ...).
         noise: What it would draw for it; None where it draws none.
-        state: The generators after that.
+        state: The generators after that, where the next inference begins with them; else None.
     """
 
     session: LeRobotSession
@@ -152,7 +152,8 @@ class Together:
         if self._draw is None:
             return _Row(session, request, newest, None, None)
         session.before_noise(observation)
-        return _Row(session, request, newest, self._draw(), random_state())
+        noise = self._draw()
+        return _Row(session, request, newest, noise, random_state() if session.noise_goes_on else None)
 
     def _ask(self, rows: Sequence[_Row]) -> torch.Tensor:
         """(B, n, A), not yet postprocessed."""

@@ -49,6 +49,9 @@ def seed_of(seed: int, episode: int, step: int) -> int:
 class NoiseSource:
     """Sets the generators before an inference, and looks at them afterwards; this one leaves them alone."""
 
+    goes_on = False
+    """Whether an inference begins where the one before it ended."""
+
     def before(self, episode: int, step: int) -> None:
         """An inference begins.
 
@@ -85,6 +88,8 @@ class StreamNoise(NoiseSource):
     Args:
         state: Where it begins: as the policy's construction left the generators.
     """
+
+    goes_on = True
 
     def __init__(self, state: RandomState) -> None:
         self._state = state

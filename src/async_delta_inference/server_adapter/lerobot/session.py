@@ -176,6 +176,11 @@ class LeRobotSession:
         self._noise.after(state)
 
     @property
+    def noise_goes_on(self) -> bool:
+        """Whether the next inference begins with the generators as this one leaves them."""
+        return self._noise.goes_on
+
+    @property
     def continues_chunks(self) -> bool:
         """Whether each chunk is made from the last one, as real-time chunking does."""
         return self._chunking is not None
