@@ -170,6 +170,34 @@ def test_a_batch_that_fails_is_asked_one_by_one_though_it_was_prepared(
     table.close()
 
 
+def test_a_batch_of_which_one_cannot_be_prepared_leaves_nothing_to_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = LeRobotPolicy()
+    table = Table(policy, build_for_pusht("act", tmp_path), "request", 3)
+    expected = table.ask(range(2), together=False)
+    table.close()
+    table = Table(policy, tmp_path, "request", 3)
+    inputs = table.sessions[0].inputs
+
+    def fail_once(*arguments: Any) -> Any:
+        monkeypatch.setattr(table.sessions[0], "inputs", inputs)
+        raise ValueError("not this time")
+
+    monkeypatch.setattr(table.sessions[0], "inputs", fail_once)
+    for timestep in range(2):
+        requests = []
+        for i, session in enumerate(table.sessions):
+            observation = observe(100 * timestep + i)
+            observation.timestep = timestep
+            requests.append(request(session, observation))
+            if not timestep:
+                policy.prepare(requests[-1])
+        for one, other in zip(policy.launch(requests)(), expected[timestep], strict=True):
+            np.testing.assert_allclose(one, other, rtol=0, atol=5e-6 * DEVIATION)
+    table.close()
+
+
 def test_memory_that_is_too_small_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
     policy = LeRobotPolicy()
     table = Table(policy, build_for_pusht("act", tmp_path), "request", 1)

@@ -23,7 +23,7 @@ from async_delta_inference.transport.policy import Answer, Request
 __all__ = ["Together", "together_of"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Row:
     """One request as the policy is given it.
 
@@ -42,10 +42,14 @@ class _Row:
     state: RandomState | None
 
     @property
-    def likeness(self) -> tuple[Any, ...]:
+    def shapes(self) -> tuple[Any, ...]:
         """Rows with the same can be put together: instructions are as long as their tokens."""
-        shapes = tuple((key, v.shape) for key, v in self.batch.items() if isinstance(v, torch.Tensor))
-        return (shapes, id(self.session.around.postprocess), self.session.spec.actions_per_chunk)
+        return tuple((key, v.shape) for key, v in self.batch.items() if isinstance(v, torch.Tensor))
+
+    @property
+    def way_back(self) -> tuple[Any, ...]:
+        """Chunks of rows with the same can be postprocessed together."""
+        return id(self.session.around.postprocess), self.session.spec.actions_per_chunk
 
     def tensors(self) -> Iterator[torch.Tensor]:
         """What was made for it."""
@@ -107,33 +111,35 @@ class Together:
         Raises:
             Exception: As for a call.
         """
+        # All of it at once: what a batch that fails leaves behind would be a later batch's.
+        prepared = [self._prepared.pop(_session_of(request), None) for request in requests]
         with torch.inference_mode(), self._loaded.autocast():
-            rows = [self._row_of(request) for request in requests]
+            rows = [self._row_of(*pair) for pair in zip(requests, prepared, strict=True)]
             self._beside.join(tensor for row in rows for tensor in row.tensors())
-            groups: dict[tuple[Any, ...], list[int]] = {}
-            for i, row in enumerate(rows):
-                groups.setdefault(row.likeness, []).append(i)
-            fetches = [(alike, self._begin([rows[i] for i in alike])) for alike in groups.values()]
+            fetches = [fetch for alike in _alike(rows, lambda row: row.shapes).values() for fetch in self._begin(alike)]
         for row in rows:
             if row.session.settle():
                 row.request.release()
         return partial(self._collect, rows, fetches)
 
-    def _begin(self, rows: Sequence[_Row]) -> Callable[[], NDArray[np.float32]]:
-        chunks = self._ask(rows)[:, : rows[0].session.spec.actions_per_chunk]
-        return rows[0].session.around.postprocess.begin(chunks)
+    def _begin(self, rows: Sequence[_Row]) -> Iterator[tuple[list[_Row], Callable[[], NDArray[np.float32]]]]:
+        """Rows, and what waits for their actions (B, n, A)."""
+        chunks = self._ask(rows)
+        for some in _alike(rows, lambda row: row.way_back).values():
+            theirs = chunks if len(some) == len(rows) else chunks[[rows.index(row) for row in some]]
+            around, count = some[0].session.around, some[0].session.spec.actions_per_chunk
+            yield some, around.postprocess.begin(theirs[:, :count])
 
     def _collect(
-        self, rows: Sequence[_Row], fetches: Sequence[tuple[list[int], Callable[[], NDArray[np.float32]]]]
+        self, rows: Sequence[_Row], fetches: Sequence[tuple[list[_Row], Callable[[], NDArray[np.float32]]]]
     ) -> Sequence[Answer]:
-        answers: list[Answer] = [None] * len(rows)
-        for alike, fetch in fetches:
-            for i, chunk in zip(alike, fetch(), strict=True):
-                answers[i] = self._finish(rows[i], chunk)
-        return answers
+        answers: dict[LeRobotSession, Answer] = {}
+        for some, fetch in fetches:
+            for row, chunk in zip(some, fetch(), strict=True):
+                answers[row.session] = self._finish(row, chunk)
+        return [answers[row.session] for row in rows]
 
-    def _row_of(self, request: Request) -> _Row:
-        prepared = self._prepared.pop(_session_of(request), None)
+    def _row_of(self, request: Request, prepared: _Row | Exception | None) -> _Row:
         if isinstance(prepared, Exception):
             raise prepared
         return self._row(request) if prepared is None else prepared
@@ -178,6 +184,13 @@ def together_of(loaded: LoadedPolicy, way: Way) -> Together | None:
     if noise is None and (way.remembers or way.draws):
         return None
     return Together(loaded, noise)
+
+
+def _alike(rows: Sequence[_Row], likeness: Callable[[_Row], Any]) -> dict[Any, list[_Row]]:
+    groups: dict[Any, list[_Row]] = {}
+    for row in rows:
+        groups.setdefault(likeness(row), []).append(row)
+    return groups
 
 
 def _session_of(request: Request) -> LeRobotSession:
