@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -15,7 +16,14 @@ from harness.machine import describe_machine
 __all__ = ["check_device", "describe_device_and_machine", "precision_flags"]
 
 _QUERY_TIMEOUT_S = 20.0
-_DRIVER_FIELDS = ("driver_version", "clocks.max.sm", "power.limit", "pcie.link.gen.max", "pcie.link.width.max")
+_DRIVER_FIELDS = {
+    "driver": "driver_version",
+    "most_sm_clock": "clocks.max.sm",
+    "power_limit": "power.limit",
+    "pcie_generation": "pcie.link.gen.max",
+    "pcie_lanes": "pcie.link.width.max",
+}
+"""Names in the results, and those of ``nvidia-smi``, which writes the units after the values."""
 
 
 def check_device(name: str) -> torch.device:
@@ -66,9 +74,10 @@ def _driver() -> dict[str, str | None]:
     """What ``nvidia-smi`` says of the first GPU."""
     values: list[str] = []
     if (command := shutil.which("nvidia-smi")) is not None:
-        arguments = [command, f"--query-gpu={','.join(_DRIVER_FIELDS)}", "--format=csv,noheader"]
-        asked = subprocess.run(arguments, capture_output=True, text=True, timeout=_QUERY_TIMEOUT_S, check=False)
-        values = [value.strip() for value in asked.stdout.partition("\n")[0].split(",")]
+        arguments = [command, f"--query-gpu={','.join(_DRIVER_FIELDS.values())}", "--format=csv,noheader"]
+        with suppress(OSError, subprocess.TimeoutExpired):  # Not known, then.
+            asked = subprocess.run(arguments, capture_output=True, text=True, timeout=_QUERY_TIMEOUT_S, check=False)
+            values = [value.strip() for value in asked.stdout.partition("\n")[0].split(",")]
     if len(values) != len(_DRIVER_FIELDS):
         values = []
     return {name: values[i] if values else None for i, name in enumerate(_DRIVER_FIELDS)}
