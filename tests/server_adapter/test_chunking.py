@@ -171,6 +171,24 @@ def test_the_delay_travels(served: LeRobotPolicy, checkpoint: Path, runtime_fold
             np.testing.assert_array_equal(mine, first)
 
 
+def test_smolvla_is_compiled_where_its_own_flag_says_so(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By LeRobot, which nothing slow is left to."""
+    compiled: set[tuple[str, str]] = set()
+
+    def compile_nothing(function: Any, *, mode: str) -> Any:
+        compiled.add((function.__name__, mode))
+        return function
+
+    monkeypatch.setattr(torch, "compile", compile_nothing)
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda precision: None)
+    policy = LeRobotPolicy()
+    options = PolicyOptions(overrides=("compile_model=true", "compile_mode=reduce-overhead"))
+    policy.open(SessionSpec("smolvla", str(checkpoint), CHUNK, FEATURES, ACTION_DIM, options=options)).close()
+    assert compiled == {("sample_actions", "reduce-overhead"), ("forward", "reduce-overhead")}
+    said = policy.computation()
+    assert (said["compiled"], said["compile_mode"]) == (True, "reduce-overhead")
+
+
 def test_a_delay_that_nobody_tells_is_an_error(served: LeRobotPolicy, checkpoint: Path) -> None:
     session = served.open(spec_of(checkpoint))
     session.reset(EpisodeStart(0, ""))

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,9 +22,12 @@ from pusht_policies import build_for_pusht, observe, spec, statistics
 from safetensors.torch import load_file, save_file
 from small_act import ask, begin
 
+from async_delta_inference.client.lerobot_flags import in_our_words
 from async_delta_inference.errors import ConfigError, SetupRefusedError
+from async_delta_inference.server_adapter import computation
 from async_delta_inference.server_adapter.lerobot import LeRobotPolicy
 from async_delta_inference.transport import ObservationFeatures, SessionSpec
+from async_delta_inference.transport.computation import checked_computation
 
 
 @pytest.fixture(scope="module")
@@ -163,6 +167,66 @@ def test_overrides_are_the_checkpoints_configuration(policy: LeRobotPolicy, act:
     session.close()
     with pytest.raises(SetupRefusedError, match="no_such_thing"):
         policy.open(spec(act, overrides=("no_such_thing=3",)))
+
+
+def test_policy_says_how_it_computes(policy: LeRobotPolicy, act: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert policy.computation() == {}
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    policy.open(spec(act, overrides=("use_amp=true",))).close()
+    said = checked_computation(policy.computation())
+    assert {name: said[name] for name in ("device", "parameters", "autocast", "compiled", "threads", "torch")} == {
+        **{"device": "cpu", "parameters": "float32", "autocast": "bfloat16"},
+        **{"compiled": False, "threads": 3, "torch": str(torch.__version__)},
+    }
+    # What a CPU has not got is not said to be off.
+    assert {said[name] for name in ("cuda", "driver", "tf32_matmul", "cudnn_benchmark")} == {None}
+
+
+def test_policy_on_a_gpu_says_how_it_computes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The GPU is made up."""
+    (tmp_path / "version").write_text("580.65.06\n")
+    monkeypatch.setattr(computation, "_DRIVER", tmp_path / "version")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU of {device}")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    on_it = torch.device("cuda:0")
+    parameters = [
+        SimpleNamespace(dtype=dtype, device=on_it, numel=lambda many=many: many)
+        for dtype, many in ((torch.float32, 5), (torch.bfloat16, 10), (torch.float32, 4))
+    ]
+    config = SimpleNamespace(device="cuda", compile_model=True, compile_mode="max-autotune")
+    asked = SimpleNamespace(config=config, parameters=lambda: iter(parameters))
+    said = checked_computation(computation.computation_of(asked, autocast=True))
+    assert said["device"] == "cuda:0"
+    assert said["device_name"] == "GPU of cuda:0"
+    assert (said["cuda"], said["driver"]) == ("13.0", "580.65.06")
+    assert said["parameters"] == "bfloat16, float32"
+    assert said["autocast"] == "float16"
+    assert (said["compiled"], said["compile_mode"]) == (True, "max-autotune")
+    assert said["cudnn_benchmark"] is True
+    assert isinstance(said["tf32_matmul"], bool)
+
+
+def test_policy_is_compiled_where_its_own_flag_says_so(
+    policy: LeRobotPolicy, diffusion: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By LeRobot, which nothing slow is left to; a type that cannot be compiled has no such flag."""
+    compiled: list[tuple[str, str]] = []
+
+    def compile_nothing(model: Any, *, mode: str) -> Any:
+        compiled.append((type(model).__name__, mode))
+        return model
+
+    monkeypatch.setattr(torch, "compile", compile_nothing)
+    words = in_our_words(["--policy.compile_model=true", "--policy.compile_mode=max-autotune"])
+    (word,) = words
+    overrides = tuple(json.loads(word.removeprefix("--policy_overrides=")))
+    session = policy.open(spec(diffusion, overrides=overrides))
+    assert set(compiled) == {("DiffusionConditionalUnet1d", "max-autotune")}
+    said = policy.computation()
+    assert (said["compiled"], said["compile_mode"]) == (True, "max-autotune")
+    session.close()
+    assert policy.loaded is not None
 
 
 def adapted(folder: Path, base: Path) -> Path:

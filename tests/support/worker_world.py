@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from async_delta_inference.client import Environment, EpisodeSpec, StepResult, register_environment
-from async_delta_inference.transport import Observation, ObservationFeatures
+from async_delta_inference.transport import Computation, FunctionPolicy, Observation, ObservationFeatures
 
 FEATURES = ObservationFeatures(("x", "y"), {"camera": (4, 4, 3)})
 STEPS = 12
@@ -103,5 +103,20 @@ class Drift:
         return np.stack([observation.state + index for index in range(5)]).astype(np.float32)
 
 
+class Telling(FunctionPolicy):
+    """Says that it runs somewhere."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__(Drift())
+        self._device = device
+
+    def computation(self) -> Computation:
+        return {"device": self._device, "threads": 1}
+
+
 def make_policy() -> Any:
-    return Drift()
+    return Telling("cpu")
+
+
+def make_policy_of_a_gpu() -> Any:
+    return Telling("cuda:0")

@@ -68,6 +68,7 @@ def muted_cases() -> list[str]:
         "carries_history",
         "carries_prefix",
         "carries_delay",
+        "carries_computation",
     }
     found = []
     for path in TESTS.rglob("test_*contract.py"):

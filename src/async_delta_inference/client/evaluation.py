@@ -126,6 +126,7 @@ class Evaluation:
             if isinstance(event, EpisodeEnded):
                 self._worker_unwritten |= {Path(path): reason for path, reason in event.unwritten}
                 self._note_delays()
+                self._record.note_computations(self._runner.computations)
                 self._record.keep(event.result)
                 self.result.repeatable = taken_together([self.result.repeatable, event.repeatable])
             else:

@@ -20,10 +20,17 @@ from async_delta_inference.client.record.observers import RunObserver
 from async_delta_inference.client.record.output_folder import OutputFolder
 from async_delta_inference.client.record.result_store import ResultStore
 from async_delta_inference.client.record.results import EpisodeResult, EvaluationResult, GivenUp
-from async_delta_inference.client.record.run_file import RUN_NAME, check_same_episodes, read_run, write_run
+from async_delta_inference.client.record.run_file import (
+    RUN_NAME,
+    check_same_episodes,
+    computed_otherwise,
+    read_run,
+    write_run,
+)
 from async_delta_inference.client.record.trajectories import write_trajectory
 from async_delta_inference.client.record.videos import VideoRecorder
 from async_delta_inference.standard_streams import unfailing
+from async_delta_inference.transport import Computation
 
 __all__ = ["RunRecord", "configured_observers"]
 
@@ -48,6 +55,7 @@ class RunRecord:
         self._store = ResultStore(folder)
         self._video_of = VideoRecorder(folder, config.n_videos).path_of
         self._described: dict[str, Any] = {}
+        self._earlier_computations: list[Any] = []
         self._order: dict[EpisodeKey, int] = {}
         self._cleared = False
         self._next_refresh_s = 0.0
@@ -77,6 +85,8 @@ class RunRecord:
                     json.loads((self._folder.path / EVAL_INFO_NAME).read_text())["overall"]["eval_s"]
                 )
             described["inference_delay_steps"] = list(self.earlier_delays)
+            said = earlier.get("computation")
+            described["computation"] = self._earlier_computations = said if isinstance(said, list) else []
         self._describe()
 
     @property
@@ -87,6 +97,20 @@ class RunRecord:
     def note_delays(self, delays: tuple[int, ...]) -> None:
         """The inference delays of the run are known."""
         self._described["inference_delay_steps"] = list(delays)
+        self._describe()
+
+    def note_computations(self, found: Sequence[Computation]) -> None:
+        """How the run's servers say that they compute, all ways of them.
+
+        Those of the run that this one goes on with stay, and one line says what is another now.
+        """
+        before = self._described.get("computation") or []
+        new = [dict(computation) for computation in found if computation not in before]
+        if not new:
+            return
+        if note := computed_otherwise(self._earlier_computations, new[-1]):
+            logger.warning("%s", note)
+        self._described["computation"] = [*before, *new]
         self._describe()
 
     def plan(self, specs: Sequence[EpisodeSpec]) -> list[EpisodeSpec]:

@@ -236,6 +236,7 @@ class SimClient:
         clock = self._make_clock(transport, source, queue)
         self.result.inference_delay_steps = clock.delays
         self._record.note_delays(clock.delays)
+        self._record.note_computations([transport.computation] if transport.computation else [])
 
         def running() -> bool:
             interrupts.check()

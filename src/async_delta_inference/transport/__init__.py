@@ -18,6 +18,7 @@ from async_delta_inference.errors import (
 )
 from async_delta_inference.transport.action_prefix import ActionPrefix, PrefixLimits
 from async_delta_inference.transport.client import Transport
+from async_delta_inference.transport.computation import Computation
 from async_delta_inference.transport.deadlines import TransportOptions
 from async_delta_inference.transport.host import SessionHost
 from async_delta_inference.transport.inbox import Inbox, ServedSession
@@ -39,6 +40,7 @@ from async_delta_inference.transport.policy import (
     PolicySession,
     Request,
     SharingSession,
+    TellingPolicy,
 )
 from async_delta_inference.transport.policy_options import PolicyOptions
 from async_delta_inference.transport.registry import Backend, connect, known_schemes, listen, open_transport
@@ -50,6 +52,7 @@ __all__ = [
     "ActionPrefix",
     "Answer",
     "Backend",
+    "Computation",
     "EpisodeStart",
     "FunctionPolicy",
     "GrpcOptions",
@@ -74,6 +77,7 @@ __all__ = [
     "ProtocolError",
     "Request",
     "SharingSession",
+    "TellingPolicy",
     "Server",
     "ServedSession",
     "SessionHost",

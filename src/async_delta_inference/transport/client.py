@@ -30,6 +30,7 @@ from async_delta_inference.errors import (
     TransportTimeout,
 )
 from async_delta_inference.transport.action_prefix import NO_PREFIX, PrefixLimits
+from async_delta_inference.transport.computation import Computation
 from async_delta_inference.transport.deadlines import AnswerDeadline, TransportOptions
 from async_delta_inference.transport.finite import is_finite
 from async_delta_inference.transport.messages import (
@@ -66,6 +67,7 @@ class Transport(ABC):
         self.options = options or TransportOptions()
         self._spec: SessionSpec | None = None
         self._description = ""
+        self._computation: Computation = {}
         self._n_obs_steps = 1
         self._prefix = NO_PREFIX
         self._wants_prefix = False
@@ -117,6 +119,11 @@ class Transport(ABC):
     def description(self) -> str:
         """What the server says that it serves, once connected; empty where its protocol has no word for that."""
         return self._description
+
+    @property
+    def computation(self) -> Computation:
+        """How the server says that its policy computes, once connected; empty where nobody says it."""
+        return self._computation
 
     @property
     def spoken(self) -> str:

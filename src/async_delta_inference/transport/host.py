@@ -9,13 +9,15 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 
 from async_delta_inference.errors import ProtocolError, SetupRefusedError
 from async_delta_inference.transport.answering import Answering
+from async_delta_inference.transport.computation import Computation, checked_computation
 from async_delta_inference.transport.inbox import LONGEST_WAIT_S, Bell, Inbox, Seat, ServedSession, ThreadBell
 from async_delta_inference.transport.lobby import Lobby
 from async_delta_inference.transport.messages import SessionSpec
-from async_delta_inference.transport.policy import Policy, PolicyNeeds, PolicySession, SharingSession
+from async_delta_inference.transport.policy import Policy, PolicyNeeds, PolicySession, SharingSession, TellingPolicy
 
 __all__ = ["STOP_TIMEOUT_S", "SessionHost"]
 
@@ -262,7 +264,7 @@ class SessionHost:
                 self.leave(session)
             else:
                 self._inbox.add(Seat(session, opened))
-                session.opened(needs)
+                session.opened(replace(needs, computation=self._computation()))
         except Exception:
             logger.exception("lost %s while its session began", session.label)
             self.leave(session)
@@ -280,6 +282,16 @@ class SessionHost:
         if memory is not None and isinstance(opened, SharingSession):
             opened.share(memory)
         return opened
+
+    def _computation(self) -> Computation:
+        """What the policy says of it; a session does not fail for that."""
+        if not isinstance(self._policy, TellingPolicy):
+            return {}
+        try:
+            return checked_computation(self._policy.computation())
+        except (Exception, SystemExit):
+            logger.exception("the policy cannot say how it computes")
+            return {}
 
     def _close(self, session: ServedSession) -> None:
         for seat in self._inbox.seats():

@@ -8,8 +8,9 @@
         infer(requests)                 one observation each of different sessions; an answer each
     session.close()      the session is over
 
-Two things are a policy's to have or not, and found by what it has: `SharingSession`, whose observations lie in memory
-that it is shown first; `OverlappingPolicy`, which prepares the next batch while it computes this one.
+Three things are a policy's to have or not, and found by what it has: `SharingSession`, whose observations lie in memory
+that it is shown first; `OverlappingPolicy`, which prepares the next batch while it computes this one; `TellingPolicy`,
+which says how it computes.
 
 All calls but `describe` come from one thread, the server's inference loop: thread pools and random generators of a
 policy's framework belong to the thread that calls it.
@@ -26,6 +27,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from async_delta_inference.errors import ConfigError, PolicyError, SetupRefusedError
 from async_delta_inference.transport.action_prefix import NO_PREFIX, PrefixLimits
+from async_delta_inference.transport.computation import Computation
 from async_delta_inference.transport.failures import PolicyFailures
 from async_delta_inference.transport.messages import Observation, SessionSpec
 
@@ -40,6 +42,7 @@ __all__ = [
     "PolicySession",
     "Request",
     "SharingSession",
+    "TellingPolicy",
     "as_policy",
 ]
 
@@ -75,6 +78,7 @@ class PolicyNeeds:
         action_dim: Length of an action.
         n_obs_steps: How many successive observations one inference looks at, see `Observation.history`.
         prefix: How many of the robot's own actions it wants to be told of, see `Observation.prefix`; none by default.
+        computation: How it computes; put in by the host once a session is open, see `TellingPolicy`.
     """
 
     description: str
@@ -83,6 +87,7 @@ class PolicyNeeds:
     action_dim: int | None = None
     n_obs_steps: int = 1
     prefix: PrefixLimits = NO_PREFIX
+    computation: Computation = field(default_factory=dict)
 
     def check(self, spec: SessionSpec, *, carries_history: bool = False, carries_prefix: bool = False) -> None:
         """Refuse a session that cannot bring this.
@@ -212,6 +217,14 @@ class OverlappingPolicy(Policy, Protocol):
         Returns:
             Waits, and gives the answers. It is called before the next `launch`.
         """
+
+
+@runtime_checkable
+class TellingPolicy(Policy, Protocol):
+    """A policy that knows what its results may depend on besides itself; it stands in the client's record of a run."""
+
+    def computation(self) -> Computation:
+        """How it computes. Called each time that `Policy.open` has returned, before the session begins."""
 
 
 class FunctionPolicy:

@@ -14,9 +14,9 @@ from typing import Any
 
 import psutil
 import pytest
-from worker_world import WorldConfig, make_policy
+from worker_world import WorldConfig, make_policy, make_policy_of_a_gpu
 
-from async_delta_inference.client import Evaluation, SimClientConfig, evaluate
+from async_delta_inference.client import Evaluation, SimClient, SimClientConfig, evaluate
 from async_delta_inference.client.environments import EpisodeSpec
 from async_delta_inference.client.record.events import (
     EpisodeEnded,
@@ -28,6 +28,7 @@ from async_delta_inference.client.record.events import (
     RunStarted,
     ServerStarted,
 )
+from async_delta_inference.client.record.run_file import read_run
 from async_delta_inference.client.run import forking, gpus, own_servers
 from async_delta_inference.client.run.plan import WorkList
 from async_delta_inference.errors import ConfigError, EpisodeError
@@ -250,6 +251,23 @@ def test_gpus_are_dealt_out_to_servers(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     with pytest.raises(ConfigError, match="no GPU can be seen here"):
         variables(num_servers=2)
+
+
+def test_a_run_says_how_its_policy_computed(
+    server: ServedPeer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def said() -> Any:
+        return read_run(tmp_path / "run.yaml")["computation"]
+
+    here, there = {"device": "cpu", "threads": 1}, {"device": "cuda:0", "threads": 1}
+    evaluate(config(tmp_path, server.uri, n_episodes=1, n_envs=2))
+    assert said() == [here]
+    with ServedPeer("shm", make_policy=make_policy_of_a_gpu) as other:
+        SimClient(config(tmp_path, other.uri, n_episodes=2, resume=True, progress=False)).run()
+    assert said() == [here, there]
+    told = [record.message for record in caplog.records if "computes otherwise" in record.message]
+    assert len(told) == 1
+    assert told[0].endswith("device was cpu and is cuda:0")
 
 
 def test_the_realtime_clock_of_many_warns(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

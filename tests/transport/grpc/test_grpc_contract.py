@@ -11,6 +11,7 @@ class TestNativeContract(TransportContract):
     carries_history = True
     carries_prefix = True
     carries_delay = True
+    carries_computation = True
     absent_uri = "grpc://127.0.0.1:1"
 
 

@@ -10,4 +10,5 @@ class TestInprocContract(TransportContract):
     carries_history = True
     carries_prefix = True
     carries_delay = True
+    carries_computation = True
     absent_uri = "inproc://nobody-is-here"

@@ -13,4 +13,5 @@ class TestShmContract(TransportContract):
     carries_history = True
     carries_prefix = True
     carries_delay = True
+    carries_computation = True
     absent_uri = "shm://nobody-is-here"

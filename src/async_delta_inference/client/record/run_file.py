@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from importlib.metadata import PackageNotFoundError, version
@@ -21,6 +21,7 @@ __all__ = [
     "RUN_NAME",
     "checkpoint_fingerprint",
     "check_same_episodes",
+    "computed_otherwise",
     "describe_run",
     "flat_flags",
     "read_run",
@@ -84,6 +85,8 @@ def describe_run(config: Any, checkpoint: Path | None, delays: Any = None) -> di
             "memory_bytes": _memory_bytes(),
         },
         "threads": _threads(),
+        # Of the servers, who say it when they are reached.
+        "computation": None,
     }
     if delays is not None:
         described["delays_sha256"] = hashlib.sha256(repr(delays).encode()).hexdigest()
@@ -159,6 +162,21 @@ def what_differs(run: Mapping[str, Any]) -> list[str]:
     if earlier and folder.is_dir() and checkpoint_fingerprint(folder) != earlier:
         notes.append(f"note: the files in {folder} are others than in that run")
     return notes
+
+
+def computed_otherwise(earlier: Sequence[Any], now: Mapping[str, Any]) -> str:
+    """What is another now than when the earlier run ended, of how the policy computes, in a line; empty: nothing.
+
+    Args:
+        earlier: All ways of it, as `read_run` gives them.
+        now: What a server says.
+    """
+    last = earlier[-1] if earlier and isinstance(earlier[-1], Mapping) else {}
+    changed = [name for name in last if name in now and last[name] != now[name]]
+    words = ", ".join(f"{name} was {last[name]} and is {now[name]}" for name in changed)
+    return (
+        f"the policy computes otherwise than in the run before, and a result may depend on it: {words}" if words else ""
+    )
 
 
 def checkpoint_fingerprint(folder: Path) -> str:

@@ -34,7 +34,7 @@ from async_delta_inference.errors import (
     PeerUnreachableError,
     PolicyError,
 )
-from async_delta_inference.transport import TransportOptions
+from async_delta_inference.transport import Computation, TransportOptions
 
 __all__ = ["MissingOf", "Runner"]
 
@@ -86,6 +86,8 @@ class Runner(ABC):
         """What is evaluated, in the server's words, once a worker has a session."""
         self.delays: tuple[int, ...] = ()
         """Inference delays in steps, once they are known."""
+        self.computations: list[Computation] = []
+        """How it is computed, as the servers say: all ways of them."""
         self.fps = 0.0
         """Control steps per second, once a worker has built its environments."""
 
@@ -215,6 +217,8 @@ class Runner(ABC):
             elif isinstance(message, Ready):
                 worker.ready, worker.connecting = True, False
                 self.policy, self.delays = message.policy, message.delays
+                if message.computation and message.computation not in self.computations:
+                    self.computations.append(message.computation)
                 if travels := self._travels(worker, message.spoken):
                     self._spoken[travels] = None
             elif isinstance(message, Alarmed):

@@ -39,7 +39,7 @@ from async_delta_inference.errors import (
     PolicyError,
     TransportError,
 )
-from async_delta_inference.transport import Transport, TransportOptions, open_transport
+from async_delta_inference.transport import Computation, Transport, TransportOptions, open_transport
 
 __all__ = ["Alarmed", "Connect", "Described", "Failed", "Line", "Ready", "RunEpisode", "WorkerSetup", "live", "work"]
 
@@ -108,11 +108,13 @@ class Ready:
         policy: What the server says that it serves.
         spoken: How observations travel, in words.
         delays: Inference delays in steps.
+        computation: How the policy computes, as the server says.
     """
 
     policy: str
     spoken: str
     delays: tuple[int, ...]
+    computation: Computation
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,7 +274,7 @@ class _Worker(RunObserver):
         clock = make_clock(config, fps, None if trace is None else read_recorded_delays(trace), measure)
         self._loop = ControlLoop(config.control_options(), transport, source, clock, queue, self, self._alive)
         policy = transport.description or f"{config.policy_type} from {config.pretrained_name_or_path}"
-        self._line.send(Ready(policy, transport.spoken, clock.delays))
+        self._line.send(Ready(policy, transport.spoken, clock.delays, transport.computation))
 
     def _run(self, spec: EpisodeSpec) -> None:
         environment = next(e for e in self._environments if (e.task_group, e.task_id) == spec.key[:2])

@@ -9,6 +9,7 @@ import torch
 
 from async_delta_inference.checkpoint_config import CheckpointConfig
 from async_delta_inference.errors import PolicyError, SetupRefusedError
+from async_delta_inference.server_adapter.computation import computation_of
 from async_delta_inference.server_adapter.lerobot.asking import REFUSED_TYPES, Way, way_of
 from async_delta_inference.server_adapter.lerobot.batches import Together, together_of
 from async_delta_inference.server_adapter.lerobot.checkpoint import PolicyIdentity, checkpoint_config
@@ -16,6 +17,7 @@ from async_delta_inference.server_adapter.lerobot.loading import LoadedPolicy
 from async_delta_inference.server_adapter.lerobot.session import LeRobotSession
 from async_delta_inference.server_adapter.lerobot.surroundings import Surroundings
 from async_delta_inference.transport.action_prefix import PrefixLimits
+from async_delta_inference.transport.computation import Computation
 from async_delta_inference.transport.failures import PolicyFailures
 from async_delta_inference.transport.finite import is_finite
 from async_delta_inference.transport.messages import Observation, SessionSpec
@@ -90,6 +92,12 @@ class LeRobotPolicy:
         session = self._make_session(self._loaded, spec)
         self._sessions.add(session)
         return session
+
+    def computation(self) -> Computation:
+        """See `TellingPolicy`."""
+        if self._loaded is None:
+            return {}
+        return computation_of(self._loaded.policy, autocast=bool(self._loaded.config.use_amp))
 
     def infer(self, requests: Sequence[Request]) -> Sequence[Answer]:
         """Answer all requests, in one forward pass where the policy allows it, else one after the other.

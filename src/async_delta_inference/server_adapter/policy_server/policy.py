@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from async_delta_inference.errors import PolicyError, SetupRefusedError
+from async_delta_inference.server_adapter.computation import computation_of
 from async_delta_inference.server_adapter.lerobot.checkpoint import PolicyIdentity, checkpoint_config
 from async_delta_inference.server_adapter.policy_server.driven import DrivenPolicyServer
 from async_delta_inference.server_adapter.policy_server.sessions import DrivenSession
+from async_delta_inference.transport.computation import Computation
 from async_delta_inference.transport.failures import PolicyFailures
 from async_delta_inference.transport.finite import is_finite
 from async_delta_inference.transport.messages import SessionSpec
@@ -77,6 +79,10 @@ class PolicyServerPolicy:
         session = DrivenSession(self._driven, spec, self._sessions.discard)
         self._sessions.add(session)
         return session
+
+    def computation(self) -> Computation:
+        """See `TellingPolicy`. PolicyServer knows no mixed precision."""
+        return {} if self._loaded is None else computation_of(self._driven.server.policy, autocast=False)
 
     def infer(self, requests: Sequence[Request]) -> Sequence[Answer]:
         """Answer one request after the other; what one of them raises is that one's answer."""

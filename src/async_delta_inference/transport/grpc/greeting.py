@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -10,6 +10,7 @@ import msgpack
 
 from async_delta_inference.errors import InvalidMessageError, ProtocolError, SetupRefusedError
 from async_delta_inference.transport.action_prefix import NO_PREFIX, PrefixLimits
+from async_delta_inference.transport.computation import Computation, checked_computation
 from async_delta_inference.transport.grpc import native
 from async_delta_inference.transport.link_options import IMAGE_ENCODINGS
 from async_delta_inference.transport.messages import ObservationFeatures, SessionSpec
@@ -38,6 +39,7 @@ MAX_OBSERVATION_BYTES = 1 << 30
 """Of an observation with its history."""
 MAX_CHUNK_BYTES = 16 << 20
 MAX_OBS_STEPS = 64
+MAX_COMPUTATION_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ class Ready:
         resumed: Whether it is the session that the client had.
         received: Number of its newest observation that arrived.
         prefix: How many of the robot's own actions the policy wants to be told of.
+        computation: How the policy computes; empty: an older server does not say it.
     """
 
     description: str
@@ -76,6 +79,7 @@ class Ready:
     resumed: bool = False
     received: int = 0
     prefix: PrefixLimits = NO_PREFIX
+    computation: Computation = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -182,6 +186,7 @@ def ready(fields: Ready) -> bytes:
     message.ready.n_obs_steps = fields.n_obs_steps
     message.ready.resumed, message.ready.received = fields.resumed, fields.received
     message.ready.executed_actions, message.ready.committed_actions = fields.prefix.executed, fields.prefix.committed
+    message.ready.computation = msgpack.packb(dict(fields.computation)) if fields.computation else b""
     return _bytes_of(message)
 
 
@@ -222,7 +227,19 @@ def read_ready(message: Any) -> Ready | Bye:
         prefix = PrefixLimits(fields.executed_actions, fields.committed_actions)
     except InvalidMessageError as exc:
         raise ProtocolError(f"the server's policy cannot be: {exc}") from exc
-    return Ready(fields.description[: native.MAX_REASON], fields.n_obs_steps, fields.resumed, fields.received, prefix)
+    return Ready(
+        *(fields.description[: native.MAX_REASON], fields.n_obs_steps, fields.resumed, fields.received, prefix),
+        _computation_of(fields.computation),
+    )
+
+
+def _computation_of(packed: bytes) -> Computation:
+    if len(packed) > MAX_COMPUTATION_BYTES:
+        raise ProtocolError(f"the server says how its policy computes in {len(packed)} bytes")
+    try:
+        return checked_computation(msgpack.unpackb(packed)) if packed else {}
+    except (ValueError, msgpack.UnpackException) as exc:
+        raise ProtocolError(f"the server's policy cannot compute so: {exc}") from exc
 
 
 def goodbye_of(message: Any) -> Bye:

@@ -73,6 +73,7 @@ MESSAGES: dict[str, Fields] = {
         "received": (4, "uint64"),
         "executed_actions": (5, "uint32"),
         "committed_actions": (6, "uint32"),
+        "computation": (7, "bytes"),
     },
     "Refused": {"reason": (1, "string")},
     "Bye": {"reason": (1, "string"), "is_final": (2, "bool")},

@@ -39,7 +39,7 @@ class InprocTransport(Transport):
                 f"the server at inproc://{self.address} did not load the policy within "
                 f"{self.options.setup_timeout_s:g} s"
             )
-        self._n_obs_steps, self._prefix = needs.n_obs_steps, needs.prefix
+        self._n_obs_steps, self._prefix, self._computation = needs.n_obs_steps, needs.prefix, needs.computation
         return needs.description
 
     def _send(self, observation: Observation) -> None:

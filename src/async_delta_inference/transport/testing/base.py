@@ -53,6 +53,9 @@ class ContractBase:
     carries_delay: ClassVar[bool] = False
     """Whether an observation may say when its answer is expected to take effect. If not, a policy knows of none."""
 
+    carries_computation: ClassVar[bool] = False
+    """Whether the protocol says how the policy computes. If not, the client knows nothing of it."""
+
     @pytest.fixture
     def peer(self) -> Iterator[ServedPeer]:
         """A server with a scripted policy, killed afterwards."""

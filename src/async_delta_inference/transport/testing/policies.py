@@ -16,7 +16,7 @@ from async_delta_inference.transport.registry import connect
 from async_delta_inference.transport.testing.base import IMPATIENT, WAIT_S, ContractBase, eventually
 from async_delta_inference.transport.testing.messages import CONTRACT_POLICY, contract_observation, expect_answer
 from async_delta_inference.transport.testing.peer import ServedPeer
-from async_delta_inference.transport.testing.policy import DESCRIPTION, scripted_function
+from async_delta_inference.transport.testing.policy import COMPUTATION, DESCRIPTION, scripted_function
 
 __all__ = ["PolicyCases"]
 
@@ -73,6 +73,9 @@ class PolicyCases(ContractBase):
         with connect(peer.uri, CONTRACT_POLICY, IMPATIENT) as transport:
             assert transport.description == (described if self.carries_description else "")
 
+    def test_server_says_how_its_policy_computes(self, transport: Transport) -> None:
+        assert transport.computation == (COMPUTATION if self.carries_computation else {})
+
     def test_policy_is_told_what_the_session_asked_for(self, peer: ServedPeer) -> None:
         asked = replace(CONTRACT_POLICY, actions_per_chunk=2)
         with connect(peer.uri, asked, IMPATIENT) as transport:
@@ -97,6 +100,7 @@ class PolicyCases(ContractBase):
                 expect_answer(transport.receive_actions(WAIT_S), timestep, client=2)
             if self.carries_description:
                 assert transport.description.endswith("answer_by_function")
+            assert transport.computation == {}
 
     # Its errors.
 

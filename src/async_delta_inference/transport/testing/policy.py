@@ -10,13 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from async_delta_inference.errors import PolicyError, SetupRefusedError
+from async_delta_inference.transport.computation import Computation
 from async_delta_inference.transport.messages import Observation, SessionSpec
 from async_delta_inference.transport.policy import Answer, EpisodeStart, PolicyNeeds, Request
 from async_delta_inference.transport.testing.messages import scripted_actions
 
-__all__ = ["DESCRIPTION", "ScriptedPolicy", "SessionRecord", "scripted_function"]
+__all__ = ["COMPUTATION", "DESCRIPTION", "ScriptedPolicy", "SessionRecord", "scripted_function"]
 
 DESCRIPTION = "the contract's scripted policy"
+COMPUTATION: Computation = {"device": "cpü", "threads": 2, "tf32": False, "scale": 0.5, "driver": None}
 
 SIMILAR = 1.0
 """Distance of two states below which the second is not worth an answer, unless it must have one. PolicyServer's."""
@@ -127,6 +129,10 @@ class ScriptedPolicy:
         record = SessionRecord(spec)
         self._records.append(record)
         return _Session(record)
+
+    def computation(self) -> Computation:
+        """See `TellingPolicy`."""
+        return COMPUTATION
 
     def infer(self, requests: Sequence[Request]) -> Sequence[Answer]:
         """See `Policy`."""

@@ -13,6 +13,7 @@ import grpc
 from async_delta_inference.errors import ConfigError, PolicyError
 from async_delta_inference.transport.action_prefix import NO_PREFIX
 from async_delta_inference.transport.addresses import is_loopback
+from async_delta_inference.transport.computation import Computation
 from async_delta_inference.transport.deadlines import TransportOptions
 from async_delta_inference.transport.grpc import extras
 from async_delta_inference.transport.mailbox import Filtered, Reply
@@ -71,6 +72,9 @@ class Link(ABC):
 
     prefix = NO_PREFIX
     """How many of the robot's own actions it wants to be told of, once connected."""
+
+    computation: Computation = {}  # noqa: RUF012 - never written to
+    """How it computes, once connected; empty where the protocol has no word for it."""
 
     def __init__(self, owner: Owner) -> None:
         self._owner = owner

@@ -106,7 +106,7 @@ class NativeLink(Link):
         image_codecs.check(self._encoding, dict(spec.features.image_shapes))
         self._spec = spec
         ready = self._open(time.monotonic() + self._options.connect_timeout_s, resumes=False)
-        self.n_obs_steps, self.prefix = ready.n_obs_steps, ready.prefix
+        self.n_obs_steps, self.prefix, self.computation = ready.n_obs_steps, ready.prefix, ready.computation
         return ready.description
 
     def send(self, observation: Observation) -> None:

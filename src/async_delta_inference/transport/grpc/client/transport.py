@@ -59,6 +59,7 @@ class GrpcTransport(Transport):
             self._link = LeRobotLink(self._line, self._owner)
             description = self._link.connect(spec)
         self._n_obs_steps, self._prefix = self._link.n_obs_steps, self._link.prefix
+        self._computation = self._link.computation
         logger.info("speaking %s with %s", self.spoken, self.address)
         return description
 

@@ -126,7 +126,8 @@ class NativeService:
         except SetupRefusedError:
             self._leave(session, "its policy could not be opened")
             raise
-        return session, greeting.Ready(needs.description, needs.n_obs_steps, prefix=needs.prefix)
+        said = greeting.Ready(needs.description, needs.n_obs_steps, prefix=needs.prefix, computation=needs.computation)
+        return session, said
 
     # Ending.
 

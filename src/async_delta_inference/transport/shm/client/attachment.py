@@ -18,6 +18,7 @@ from async_delta_inference.errors import (
     ProtocolError,
     TransportTimeout,
 )
+from async_delta_inference.transport.computation import Computation
 from async_delta_inference.transport.deadlines import TransportOptions
 from async_delta_inference.transport.messages import SessionSpec
 from async_delta_inference.transport.shm.shared import handshake, rendezvous
@@ -103,11 +104,11 @@ def open_connection(path: Path, options: TransportOptions) -> Connection:
 
 def shake_hands(
     connection: Connection, path: Path, spec: SessionSpec, options: TransportOptions
-) -> tuple[Segment, str]:
+) -> tuple[Segment, str, Computation]:
     """Say hello, attach, and wait until the policy is loaded. On an error no name of the session is left.
 
     Returns:
-        The segment, attached, and what the server says that it serves.
+        The segment, attached, what the server says that it serves, and how that computes.
 
     Raises:
         PeerUnreachableError: The server does not answer within ``connect_timeout_s``.
@@ -131,12 +132,12 @@ def shake_hands(
         segment = Segment.attach(names, handshake.read_offer(offer, spec))
         connection.send(handshake.ATTACHED)
         try:
-            description = handshake.read_ready(connection.receive(options.setup_timeout_s))
+            description, computation = handshake.read_ready(connection.receive(options.setup_timeout_s))
         except TransportTimeout as exc:
             raise TransportTimeout(
                 f"the server at {path} did not load the policy within {options.setup_timeout_s:g} s"
             ) from exc
-        return segment, description
+        return segment, description, computation
     except BaseException:
         # The server does this, too; whoever is left alive does it.
         connection.shut_down()

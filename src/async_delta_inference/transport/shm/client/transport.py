@@ -68,7 +68,7 @@ class ShmTransport(Transport):
         try:
             if self._closed.is_set():  # By another thread, while there was nothing to hang up yet.
                 raise TransportClosed("the transport was closed while it connected")
-            segment, description = shake_hands(connection, path, spec, self.options)
+            segment, description, self._computation = shake_hands(connection, path, spec, self.options)
         except BaseException as exc:
             connection.close()
             if isinstance(exc, PeerGoneError):

@@ -210,7 +210,7 @@ class ShmSession(ServedSession):
     # Beginning and end.
 
     def opened(self, needs: PolicyNeeds) -> None:  # noqa: D102
-        self._connection.send(handshake.ready(needs.description))
+        self._connection.send(handshake.ready(needs.description, needs.computation))
 
     def refused(self, reason: str) -> None:  # noqa: D102
         self._say_last(handshake.refused, reason)

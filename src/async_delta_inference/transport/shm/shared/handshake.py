@@ -6,7 +6,8 @@
     hello: version, schema, policy, session ->
                                             <- offer: sizes and slot counts (the segment is there), or refused
     attached                                ->
-                                            <- ready (the policy is loaded): what is served; or refused
+                                            <- ready (the policy is loaded): what is served, and how it computes; or
+                                               refused
 
 Later the server may say ``bye`` with a reason before it ends a session; the client says nothing more.
 """
@@ -22,6 +23,7 @@ from typing import Any
 
 from async_delta_inference.errors import InvalidMessageError, PeerGoneError, ProtocolError, SetupRefusedError
 from async_delta_inference.transport.action_prefix import PrefixLimits
+from async_delta_inference.transport.computation import Computation, checked_computation
 from async_delta_inference.transport.messages import MAX_TASK_BYTES, ObservationFeatures, SessionSpec
 from async_delta_inference.transport.policy_options import PolicyOptions
 from async_delta_inference.transport.shm.shared.fields import Fields
@@ -44,7 +46,7 @@ __all__ = [
 Message = Mapping[str, Any]
 
 PROTOCOL = "async-delta-shm"
-PROTOCOL_VERSION = 5
+PROTOCOL_VERSION = 6
 ATTACHED: Message = {"kind": "attached"}
 
 SCALARS = [
@@ -178,19 +180,23 @@ def read_offer(message: Message, spec: SessionSpec) -> SegmentLayout:
     return layout
 
 
-def ready(description: str) -> Message:
+def ready(description: str, computation: Computation | None = None) -> Message:
     """The policy is loaded and the session begins; ``description`` says what is served."""
-    return {"kind": "ready", "serves": _sayable(description)}
+    return {"kind": "ready", "serves": _sayable(description), "computation": dict(computation or {})}
 
 
-def read_ready(message: Message) -> str:
-    """What the server says that it serves.
+def read_ready(message: Message) -> tuple[str, Computation]:
+    """What the server says that it serves, and how that computes.
 
     Raises:
         SetupRefusedError, PeerGoneError, ProtocolError: As `check_kind`.
     """
     check_kind(message, "ready")
-    return Fields(message, "ready", {"serves"}).text("serves", _MAX_REASON)
+    serves = Fields(message, "ready", {"serves", "computation"}).text("serves", _MAX_REASON)
+    try:
+        return serves, checked_computation(message["computation"])
+    except InvalidMessageError as exc:
+        raise ProtocolError(f"ready: {exc}") from exc
 
 
 def check_kind(message: Message, kind: str) -> None:
