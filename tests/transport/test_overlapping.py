@@ -170,3 +170,19 @@ def test_a_session_is_shown_its_memory_before_anything_else() -> None:
         opened(host)  # Has none to show.
     assert shown == [InOnePiece.memory]
     assert policy.calls[:5] == ["describe", "open", "share", "reset", "infer"]
+
+
+def test_with_nobody_ahead_the_host_lingers_for_the_next_batch() -> None:
+    """Whoever was answered last asks again a little later than the first: without it batches stay small."""
+    policy = Overlapping()
+    with running(policy, max_batch=2, linger_s=WAIT_S) as host:  # type: ignore[arg-type]
+        crowd = Crowd(host, 2)
+        policy.during_collect.append(lambda: crowd.post(0, timestep=1))
+        crowd.post(0)
+        crowd.post(1)
+        for client in range(2):
+            assert isinstance(crowd.reply(client), ActionChunk)
+        crowd.post(1, timestep=1)
+        for client in range(2):
+            assert isinstance(crowd.reply(client), ActionChunk)
+    assert [entry for entry in policy.log if entry[0] == "launch"] == [("launch", 0, 1), ("launch", 0, 1)]

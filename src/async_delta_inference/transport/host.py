@@ -200,8 +200,8 @@ class SessionHost:
     def _serve_ahead(self, batch: Sequence[Seat]) -> None:
         """Batch after batch on a device: while one is computed, those who wait meanwhile are prepared for the next.
 
-        Until nobody waits, or somebody comes, goes or fails. Who is prepared is answered even if a newer observation
-        of the same session comes before its turn: that one is in the batch after.
+        Until nobody has come meanwhile. Who is prepared is answered even if a newer observation of the same session
+        comes before its turn: that one is in the batch after.
         """
         inbox, answer = self._inbox, self._answer
         while batch:
@@ -213,7 +213,8 @@ class SessionHost:
                 ahead = [seat for seat in ahead if seat in inbox.seats()]
             if self._stopping:
                 return
-            batch = [*ahead, *inbox.take_more(ahead)]
+            # With nobody ahead the device is idle: whoever takes the next batch may linger for it.
+            batch = [*ahead, *inbox.take_more(ahead)] if ahead else ()
 
     def _is_disturbed(self) -> bool:
         return bool(self._inbox.failed) or self._lobby.has_traffic
