@@ -88,6 +88,14 @@ def test_flag_that_cannot_work_is_refused(flags: dict, named: str) -> None:
         SimClientConfig(**GOOD | flags)
 
 
+def test_number_of_servers_may_be_left_to_the_machines() -> None:
+    for runner in ("processes", "ray"):
+        wanted = [
+            SimClientConfig(**GOOD, runner=runner, n_envs=2, num_servers=n).servers_wanted for n in (None, "auto", 3)
+        ]
+        assert wanted == [None, None, 3]
+
+
 def test_home_is_home_in_python_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     config = SimClientConfig(**GOOD, output_dir="~/results", trace="~/trace.json", seed=0)
