@@ -87,7 +87,7 @@ def main() -> None:
     """Prints and draws."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, nargs="+", help="JSON lines of evaluate_held_out.py")
-    parser.add_argument("--output", type=Path, default=Path("docs/images/delays.png"))
+    parser.add_argument("--output", type=Path, default=Path("outputs/delays.png"))
     args = parser.parse_args()
     panels = read_panels(args.results)
     print(markdown_tables(panels))
