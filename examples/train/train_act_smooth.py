@@ -235,7 +235,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--initial", type=Path, required=True, help="checkpoint of an ACT to start from")
     parser.add_argument("--longest-delay", type=int, default=10, help="in steps; the plugin's length_prefix_future")
     parser.add_argument("--episodes", type=int, nargs="+", help="train on these episodes of the dataset only")
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--lr", type=float, default=2e-4)
     parser.add_argument("--save-freq", type=int, default=1000)
