@@ -1,0 +1,32 @@
+"""Serves a policy that is told of the robot's actions, and tells it none: shows what being told is worth.
+
+python examples/train/serve_untold.py &
+async-delta-sweep --server_address=shm://untold ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from async_delta_inference.server_adapter.lerobot import LeRobotPolicy
+from async_delta_inference.transport import ActionPrefix, Answer, Request, serve
+
+
+class Untold(LeRobotPolicy):
+    """As it is, but for what its observations say of the robot's actions."""
+
+    def launch(self, requests: Sequence[Request]) -> Callable[[], Sequence[Answer]]:
+        """See `LeRobotPolicy`."""
+        for request in requests:
+            if (told := request.observation.prefix) is not None:
+                nothing = np.empty((0, told.executed.shape[1]), np.float32)
+                request.observation.prefix = ActionPrefix.of_rows(nothing, 0)
+        return super().launch(requests)
+
+
+if __name__ == "__main__":
+    server = serve(Untold(), "shm://untold")
+    print(f"serving {server.uris[0]}", flush=True)
+    server.wait()
