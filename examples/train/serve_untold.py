@@ -6,18 +6,19 @@ async-delta-sweep --server_address=shm://untold ...
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from async_delta_inference.server_adapter.lerobot import LeRobotPolicy
-from async_delta_inference.transport import ActionPrefix, Answer, Request, serve
+from async_delta_inference.transport import ActionPrefix, Request, serve
+from async_delta_inference.transport.policy import Launched
 
 
 class Untold(LeRobotPolicy):
     """As it is, but for what its observations say of the robot's actions."""
 
-    def launch(self, requests: Sequence[Request]) -> Callable[[], Sequence[Answer]]:
+    def launch(self, requests: Sequence[Request]) -> Launched:
         """See `LeRobotPolicy`."""
         for request in requests:
             if (told := request.observation.prefix) is not None:

@@ -92,10 +92,12 @@ def test_pinned_and_pageable_copies_give_the_same_answers(checkpoint: Path, devi
         policy = LeRobotPolicy(pinned=pinned)
         with served(policy) as uri, ExitStack() as stack:
             transport = connected(stack, uri, spec(checkpoint, device=str(device)))
-            answers.append([answer(transport, observe(timestep, must_go=True)).tobytes() for timestep in range(4)])
+            answers.append([answer(transport, observe(timestep, must_go=True)) for timestep in range(4)])
             (session,) = policy._sessions
             assert (session._pinned is not None) == (pinned and device.type == "cuda")
-    assert answers[0] == answers[1]
+    # The inputs have equal bits; but each server's thread chooses the algorithms of its convolutions anew.
+    for one, other in zip(*answers, strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-2)
 
 
 def test_a_slot_is_pinned_memory_for_torch(checkpoint: Path, cuda: torch.device) -> None:

@@ -11,6 +11,7 @@ from host_parts import ACTIONS, LoggedPolicy, opened, running
 from async_delta_inference.errors import PolicyError
 from async_delta_inference.transport import ActionChunk, Answer, Request, SessionHost
 from async_delta_inference.transport.mailbox import MailboxSession
+from async_delta_inference.transport.policy import Launched
 from async_delta_inference.transport.testing import CONTRACT_POLICY, WAIT_S, contract_observation, eventually
 
 
@@ -22,25 +23,38 @@ class Overlapping(LoggedPolicy):
     def __init__(self, **methods: Callable[..., object]) -> None:
         super().__init__(**methods)
         self.log: list[tuple[object, ...]] = []
+        self.is_done = False
+        self.during_prepare: list[Callable[[], None]] = []
         self.during_launch: list[Callable[[], None]] = []
         self.during_collect: list[Callable[[], None]] = []
 
     def prepare(self, request: Request) -> None:
         self.log.append(("prepare", *_clients([request])))
+        if self.during_prepare:
+            self.during_prepare.pop(0)()
 
-    def launch(self, requests: Sequence[Request]) -> Callable[[], Sequence[Answer]]:
+    def launch(self, requests: Sequence[Request]) -> Launched:
         clients = _clients(requests)
         self.log.append(("launch", *clients))
+        self.is_done = False
         if self.during_launch:
             self.during_launch.pop(0)()
+        return _Launched(self, clients)
 
-        def collect() -> Sequence[Answer]:
-            self.log.append(("collect", *clients))
-            if self.during_collect:
-                self.during_collect.pop(0)()
-            return [ACTIONS] * len(clients)
 
-        return collect
+class _Launched:
+    def __init__(self, policy: Overlapping, clients: Sequence[int]) -> None:
+        self._policy = policy
+        self._clients = clients
+
+    def __call__(self) -> Sequence[Answer]:
+        self._policy.log.append(("collect", *self._clients))
+        if self._policy.during_collect:
+            self._policy.during_collect.pop(0)()
+        return [ACTIONS] * len(self._clients)
+
+    def is_done(self) -> bool:
+        return self._policy.is_done
 
 
 def _clients(requests: Sequence[Request]) -> list[int]:
@@ -113,6 +127,48 @@ def test_who_leaves_while_it_is_prepared_is_not_asked_for() -> None:
     assert ("launch", 2) in policy.log
 
 
+def test_nobody_waits_for_an_answer_that_is_there_while_others_are_prepared() -> None:
+    policy = Overlapping()
+
+    def finish() -> None:
+        policy.is_done = True
+
+    with running(policy, max_batch=4) as host:
+        crowd = Crowd(host, 4)
+        policy.during_launch.append(lambda: crowd.post(1, 2, 3))
+        policy.during_prepare.append(finish)
+        crowd.post(0)
+        assert all(isinstance(crowd.reply(client), ActionChunk) for client in range(4))
+    assert policy.log[:4] == [("launch", 0), ("prepare", 1), ("collect", 0), ("launch", 1, 2, 3)]
+
+
+def test_who_cannot_be_prepared_is_asked_for_all_the_same() -> None:
+    policy = Overlapping()
+    with running(policy, max_batch=2) as host:
+        crowd = Crowd(host, 2)
+        policy.during_launch.append(lambda: crowd.post(1))
+        policy.during_prepare.append(_raise)
+        crowd.post(0)
+        assert all(isinstance(crowd.reply(client), ActionChunk) for client in range(2))
+
+
+def test_two_halves_that_take_turns_become_one_where_the_host_lingers() -> None:
+    policy = Overlapping()
+    with running(policy, max_batch=2) as host:
+        crowd = Crowd(host, 2)
+
+        def arrive() -> None:
+            host._inbox._linger_s = WAIT_S  # From here on: the first batch is to be of one alone.
+            crowd.post(1)
+
+        policy.during_launch.append(arrive)
+        crowd.post(0)
+        assert isinstance(crowd.reply(0), ActionChunk)
+        crowd.post(0, timestep=1)
+        assert all(isinstance(crowd.reply(client), ActionChunk) for client in range(2))
+    assert [entry for entry in policy.log if entry[0] == "launch"] == [("launch", 0), ("launch", 1, 0)]
+
+
 def _raise() -> None:
     raise ValueError("out of luck")
 
@@ -157,6 +213,18 @@ class InOnePiece(MailboxSession):
 
     def shared_memory(self) -> memoryview | None:
         return self.memory
+
+
+def test_a_policy_that_can_do_nothing_with_its_memory_is_served(caplog: pytest.LogCaptureFixture) -> None:
+    def fail(memory: memoryview) -> None:
+        raise ValueError("not mine")
+
+    with running(Shown(share=fail)) as host:
+        session = InOnePiece(CONTRACT_POLICY, "of one piece", host.ring)
+        opened(host, session)
+        session.post(contract_observation(0))
+        assert isinstance(session.next_reply(WAIT_S), ActionChunk)
+    assert "not mine" in caplog.text
 
 
 def test_a_session_is_shown_its_memory_before_anything_else() -> None:

@@ -35,7 +35,8 @@ def draw_picture(path: Path, results: Results) -> None:
 
 
 def _draw_rates(axis: Any, batches: Sequence[dict[str, Any]], sessions: Sequence[dict[str, Any]]) -> None:
-    sessions = [row for row in sessions if row["max_batch"] == row["sessions"]]
+    whole = [row for row in sessions if row["max_batch"] == row["sessions"]]
+    sessions = sorted(whole, key=lambda row: int(row["sessions"]))
     for rows, x, y, style, what in (
         (batches, "batch_size", "samples_per_s", "o--", "forward passes alone"),
         (sessions, "sessions", "chunks_per_s", "s-", "sessions, whole chunks"),

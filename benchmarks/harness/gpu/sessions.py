@@ -43,11 +43,11 @@ class Crowd:
 
 
 def crowds_of(counts: Sequence[int]) -> list[Crowd]:
-    """All in one batch for every number of sessions; then the most of them in two that take turns, one of which is
-    copied to the device while the other is computed.
+    """All in one batch for every number of sessions, and the most of them in two that take turns, one of which is
+    copied to the device while the other is computed. First what the targets are about, should time be short.
     """
-    most = max(counts)
-    return [*(Crowd(count, count) for count in counts), *([in_turns(most)] if most > 1 else [])]
+    first, *others = [Crowd(count, count) for count in counts]
+    return [first, *([others[-1], in_turns(others[-1].sessions), *others[:-1]] if others else [])]
 
 
 def in_turns(sessions: int) -> Crowd:

@@ -71,5 +71,10 @@ class _TimedPolicyServer(_module.PolicyServer):  # type: ignore[misc]
 
 
 def timed_policy_server() -> Any:
-    """One that has loaded nothing yet, and pads no answer."""
+    """One that has loaded nothing yet, and pads no answer.
+
+    On CUDA it computes with the settings of lerobot-eval, which ours has too: else TF32 would be compared with float32.
+    """
+    torch.backends.cudnn.benchmark = True
+    torch.backends.cuda.matmul.allow_tf32 = True
     return _TimedPolicyServer(_module.PolicyServerConfig(inference_latency=0.0))

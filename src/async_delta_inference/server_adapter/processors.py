@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from async_delta_inference.server_adapter.device.chunk_fetch import ChunkFetch
+from async_delta_inference.server_adapter.device.chunk_fetch import ChunkFetch, Fetched
 
 __all__ = ["Postprocessor", "Preprocessor", "as_chunk"]
 
@@ -60,7 +60,7 @@ class Preprocessor:
             return
         expected = pipeline(dict(example))
         self._rest = {key: value for key, value in expected.items() if not key.startswith("observation.")}
-        self._normalize = _transform(step, _STATE, inverse=False, device=self._device)
+        self._normalize = _transform(step, _STATE, inverse=False, only_usual=self._device is not None)
         if self._normalize is None:
             return
         images = {key: value for key, value in expected.items() if key.startswith("observation.") and key != _STATE}
@@ -97,9 +97,9 @@ class Postprocessor:
         self._whole = steps <= ELEMENTWISE_STEPS
         self._proven = False
         step = _only_normalizer(pipeline, "_normalize_action")
-        self._transform: Transform = (step and _transform(step, _ACTION, inverse=True)) or pipeline
-        # The statistics of the other are on the CPU.
-        self._transform_elsewhere = pipeline if step is None else _by_method(step, "_normalize_action")
+        self._normalizer = step
+        self._transform: Transform = pipeline if step is None else _transform(step, _ACTION, inverse=True) or pipeline
+        self._transform_elsewhere: Transform | None = None
         self._fetch = ChunkFetch()
 
     def __call__(self, chunk: torch.Tensor) -> NDArray[np.float32]:
@@ -114,22 +114,34 @@ class Postprocessor:
             return as_chunk(rows)
         return as_chunk(whole) if whole.is_cpu else self._fetch.begin(whole)()[0]
 
-    def begin(self, chunks: torch.Tensor) -> Callable[[], NDArray[np.float32]]:
+    def begin(self, chunks: torch.Tensor) -> Fetched:
         """Of several sessions at once, and without waiting for the device.
 
         Args:
-            chunks: (B, n, A).
-
-        Returns:
-            Waits, and gives float32 (B, n, A).
+            chunks: (B, n, A); so are the actions that are fetched.
         """
         if not (self._whole and self._proven):
             values = np.stack([self(chunks[row : row + 1]) for row in range(len(chunks))])
-            return lambda: values
+            return Fetched(torch.from_numpy(values))
         return self._fetch.begin(self._transformed(chunks))
 
     def _transformed(self, chunk: torch.Tensor) -> torch.Tensor:
-        return self._transform(chunk) if chunk.is_cpu else self._transform_elsewhere(chunk)
+        if chunk.is_cpu:
+            return self._transform(chunk)
+        if self._transform_elsewhere is None:
+            self._transform_elsewhere = self._made_for(chunk)
+        return self._transform_elsewhere(chunk)
+
+    def _made_for(self, chunk: torch.Tensor) -> Transform:
+        """For chunks on another device, of one type."""
+        step = self._normalizer
+        if step is None:
+            return self._pipeline
+        # The normaliser itself may make numbers on the host for each chunk, and wait until they are there; but its
+        # statistics follow the type of the actions.
+        if chunk.dtype is not torch.float32:
+            return _by_method(step, "_normalize_action")
+        return _transform(step, _ACTION, inverse=True, device=chunk.device) or self._pipeline
 
     def _row_by_row(self, chunk: torch.Tensor) -> torch.Tensor:
         return torch.stack([self._pipeline(chunk[:, row, :]) for row in range(chunk.shape[1])], dim=1)
@@ -164,17 +176,28 @@ def _only_normalizer(pipeline: Any, method: str) -> Any:
     return normalizers[0] if len(normalizers) == 1 and hasattr(normalizers[0], method) else None
 
 
-def _transform(normalizer: Any, key: str, *, inverse: bool, device: torch.device | None = None) -> Transform | None:
+def _transform(
+    normalizer: Any, key: str, *, inverse: bool, device: torch.device | str = "cpu", only_usual: bool = False
+) -> Transform | None:
     """What a normaliser makes of the state or of actions: the same two operations, its statistics looked up once.
 
-    Whoever uses it compares the bits first. Any other way than the two usual ones is left to the normaliser itself; on
-    the CPU, that is: given a tensor from there, one whose statistics are on another ``device`` would move them. Then
-    there is none.
+    Whoever uses it compares the bits first. Any other way than the two usual ones is left to the normaliser itself.
+
+    Args:
+        normalizer: LeRobot's step.
+        key: Of the state or the actions.
+        inverse: Whether to take the normalisation back.
+        device: Where what is given lies.
+        only_usual: None for any other way: given a tensor of the CPU, a normaliser whose statistics are elsewhere would
+            move them.
     """
     feature = normalizer.features.get(key)
     mode = getattr(normalizer.norm_map.get(getattr(feature, "type", None)), "value", None)
     chosen, known = normalizer.normalize_observation_keys, normalizer.state_dict()
-    mean, deviation, lowest, highest = (known.get(f"{key}.{name}") for name in ("mean", "std", "min", "max"))
+    mean, deviation, lowest, highest = (
+        None if (known_as := known.get(f"{key}.{name}")) is None else known_as.to(device)
+        for name in ("mean", "std", "min", "max")
+    )
     is_chosen = inverse or chosen is None or key in chosen
     if is_chosen and mode == "MEAN_STD" and mean is not None and deviation is not None:
         if inverse:
@@ -183,11 +206,11 @@ def _transform(normalizer: Any, key: str, *, inverse: bool, device: torch.device
         return lambda state: (state - mean) / divisor
     if is_chosen and mode == "MIN_MAX" and lowest is not None and highest is not None:
         span = highest - lowest
-        span = torch.where(span == 0, torch.tensor(normalizer.eps, dtype=span.dtype), span)
+        span = torch.where(span == 0, torch.tensor(normalizer.eps, dtype=span.dtype, device=span.device), span)
         if inverse:
             return lambda chunk: (chunk + 1) / 2 * span + lowest
         return lambda state: 2 * (state - lowest) / span - 1
-    if device is not None:
+    if only_usual:
         return None
     if inverse:
         return _by_method(normalizer, "_normalize_action")

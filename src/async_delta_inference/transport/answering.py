@@ -12,9 +12,9 @@ from async_delta_inference.transport.failures import PolicyFailures
 from async_delta_inference.transport.finite import is_finite
 from async_delta_inference.transport.inbox import Seat
 from async_delta_inference.transport.messages import SessionSpec
-from async_delta_inference.transport.policy import Answer, EpisodeStart, OverlappingPolicy, Policy
+from async_delta_inference.transport.policy import Answer, EpisodeStart, Launched, OverlappingPolicy, Policy
 
-__all__ = ["Answering"]
+__all__ = ["Answering", "Computation"]
 
 _FLOAT32 = np.dtype(np.float32)
 
@@ -66,24 +66,32 @@ class Answering:
         """Whether the policy is to be asked with `launch`."""
         return self._overlapping is not None and self._overlapping.overlaps
 
-    def prepare(self, seats: Sequence[Seat]) -> Sequence[Seat]:
-        """Have the policy begin with the next batch; gives the seats that stay in it. Raises nothing."""
-        assert self._overlapping is not None
-        staying = [seat for seat in seats if self._is_in_episode(seat)]
-        for seat in staying:
-            self._overlapping.prepare(seat)
-        return staying
-
-    def launch(self, seats: Sequence[Seat]) -> Callable[[], None]:
-        """As `several`, but what is returned waits for the policy and passes the answers on. Raises nothing."""
+    def launch(self, seats: Sequence[Seat]) -> Computation:
+        """As `several`, without waiting for the policy. Raises nothing."""
         assert self._overlapping is not None
         seats = [seat for seat in seats if self._is_in_episode(seat)]
         try:
-            collect = self._overlapping.launch(seats) if seats else _nothing
+            collect = self._overlapping.launch(seats) if seats else _AtOnce([])
         except (Exception, SystemExit) as exc:  # noqa: BLE001 - its author reads it, its client hears of it
             error = self._failures.as_error("inference", exc)
-            collect = partial(_repeated, error, len(seats))
-        return partial(self._pass_all_on, seats, collect)
+            collect = _AtOnce([error] * len(seats))
+        return Computation(self, seats, collect)
+
+    def prepare(self, seats: Sequence[Seat], meanwhile: Computation) -> Sequence[Seat]:
+        """Have the policy begin with the next batch as long as it computes; gives the seats that stay in it.
+
+        Raises nothing: what cannot be prepared is asked for as it is.
+        """
+        assert self._overlapping is not None
+        staying = [seat for seat in seats if self._is_in_episode(seat)]
+        for seat in staying:
+            if meanwhile.is_done():
+                break
+            try:
+                self._overlapping.prepare(seat)
+            except Exception as exc:  # noqa: BLE001 - told, and raised again when it is its turn
+                self._failures.as_error("preparing an inference", exc)
+        return staying
 
     def _pass_on(self, seat: Seat, answer: Answer) -> None:
         try:
@@ -146,9 +154,40 @@ def _fault_of(actions: object, spec: SessionSpec) -> str:
     return ""
 
 
-def _nothing() -> Sequence[Answer]:
-    return []
+class Computation:
+    """A batch that the policy's device computes.
+
+    Args:
+        answering: Passes the answers on.
+        seats: Whose they are.
+        launched: Waits for them.
+    """
+
+    def __init__(self, answering: Answering, seats: Sequence[Seat], launched: Launched) -> None:
+        self._answering = answering
+        self._seats = seats
+        self._launched = launched
+
+    def is_done(self) -> bool:
+        """Whether the answers can be passed on without waiting; what cannot say it is waited for."""
+        try:
+            return self._launched.is_done()
+        except Exception:  # noqa: BLE001 - waiting for it raises the same
+            return True
+
+    def wait_and_answer(self) -> None:
+        """Raises nothing."""
+        self._answering._pass_all_on(self._seats, self._launched)
 
 
-def _repeated(answer: Answer, count: int) -> Sequence[Answer]:
-    return [answer] * count
+class _AtOnce:
+    """Answers that are there."""
+
+    def __init__(self, answers: Sequence[Answer]) -> None:
+        self._answers = answers
+
+    def __call__(self) -> Sequence[Answer]:
+        return self._answers
+
+    def is_done(self) -> bool:
+        return True

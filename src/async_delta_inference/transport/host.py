@@ -205,16 +205,16 @@ class SessionHost:
         """
         inbox, answer = self._inbox, self._answer
         while batch:
-            wait_and_answer = answer.launch(batch)
-            ahead = answer.prepare(inbox.take_more((), but=batch))
-            wait_and_answer()
+            computation = answer.launch(batch)
+            ahead = answer.prepare(inbox.take_more((), but=batch), computation)
+            computation.wait_and_answer()
             if self._is_disturbed():
                 self._let_go_and_admit()
                 ahead = [seat for seat in ahead if seat in inbox.seats()]
             if self._stopping:
                 return
-            # With nobody ahead the device is idle: whoever takes the next batch may linger for it.
-            batch = [*ahead, *inbox.take_more(ahead)] if ahead else ()
+            # Lingering, where that is wished for, lets those just answered join: else two halves take turns for ever.
+            batch = [*ahead, *inbox.take_more(ahead, lingers=True)] if ahead else ()
 
     def _is_disturbed(self) -> bool:
         return bool(self._inbox.failed) or self._lobby.has_traffic
@@ -281,7 +281,10 @@ class SessionHost:
             return f"the policy cannot be set up: {type(exc).__name__}: {exc}"
         memory = session.shared_memory()
         if memory is not None and isinstance(opened, SharingSession):
-            opened.share(memory)
+            try:
+                opened.share(memory)
+            except Exception:
+                logger.exception("the policy can do nothing with the memory of %s", session.label)
         return opened
 
     def _computation(self) -> Computation:

@@ -227,18 +227,22 @@ class Inbox:
             call of `add` or `remove`.
         """
         if self._linger_s and self._max_batch > 1:
-            self._linger()
+            self._linger(self._seats, self._max_batch)
         return self._taken(self._seats, self._max_batch)
 
-    def take_more(self, batch: Sequence[Seat], but: Sequence[Seat] = ()) -> Sequence[Seat]:
-        """Seats that hold an observation now, as many as a batch has room for; waits for nobody.
+    def take_more(self, batch: Sequence[Seat], but: Sequence[Seat] = (), *, lingers: bool = False) -> Sequence[Seat]:
+        """Seats that hold an observation now, as many as a batch has room for.
 
         Args:
             batch: What is in it already.
             but: Seats that are not to be taken.
+            lingers: Whether to wait for more of them.
         """
         others = [seat for seat in self._seats if seat not in batch and seat not in but]
-        return self._taken(others, self._max_batch - len(batch))
+        room = self._max_batch - len(batch)
+        if lingers and self._linger_s:
+            self._linger(others, room, enough=0)
+        return self._taken(others, room)
 
     def _taken(self, seats: Sequence[Seat], most: int) -> Sequence[Seat]:
         taken: list[Seat] = []
@@ -263,14 +267,14 @@ class Inbox:
         seat.observation = observation
         return True
 
-    def _linger(self) -> None:
-        """Once somebody waits, until the batch is full, all are there, or the time is up."""
-        wanted = min(self._max_batch, len(self._seats))
-        waiting = self._count_waiting()
+    def _linger(self, seats: Sequence[Seat], room: int, enough: int = 1) -> None:
+        """Once ``enough`` of the seats wait, until there is no room for more, all are there, or the time is up."""
+        wanted = min(room, len(seats))
+        waiting = self._count_waiting(seats)
         deadline_s = time.monotonic() + self._linger_s
-        while 0 < waiting < wanted and (left_s := deadline_s - time.monotonic()) > 0:
+        while enough <= waiting < wanted and (left_s := deadline_s - time.monotonic()) > 0:
             self.bell.wait(left_s)
-            waiting = self._count_waiting()
+            waiting = self._count_waiting(seats)
 
-    def _count_waiting(self) -> int:
-        return sum(seat.served.waiting() for seat in self._seats)
+    def _count_waiting(self, seats: Sequence[Seat]) -> int:
+        return sum(seat.served.waiting() for seat in seats)

@@ -35,6 +35,7 @@ __all__ = [
     "Answer",
     "EpisodeStart",
     "FunctionPolicy",
+    "Launched",
     "OverlappingPolicy",
     "Policy",
     "PolicyFunction",
@@ -197,6 +198,16 @@ class SharingSession(PolicySession, Protocol):
         """
 
 
+class Launched(Protocol):
+    """Answers that a device is computing."""
+
+    def __call__(self) -> Sequence[Answer]:
+        """Wait for them; called once."""
+
+    def is_done(self) -> bool:
+        """Whether nobody would have to wait."""
+
+
 @runtime_checkable
 class OverlappingPolicy(Policy, Protocol):
     """A policy that computes on a device: meanwhile the host looks at what it will compute next."""
@@ -206,17 +217,13 @@ class OverlappingPolicy(Policy, Protocol):
         """Whether it does, for the sessions that are open; else only `Policy.infer` is called."""
 
     def prepare(self, request: Request) -> None:
-        """Begin with a request that will be among those of the next `launch`, or of the one after; raises nothing.
+        """Begin with a request that will be among those of the next `launch`.
 
         Its session is not one of those that are being answered. `PolicySession.close` of its session calls it off.
         """
 
-    def launch(self, requests: Sequence[Request]) -> Callable[[], Sequence[Answer]]:
-        """As `Policy.infer`, without waiting for the device.
-
-        Returns:
-            Waits, and gives the answers. It is called before the next `launch`.
-        """
+    def launch(self, requests: Sequence[Request]) -> Launched:
+        """As `Policy.infer`, without waiting for the device; the answers are waited for before the next call."""
 
 
 @runtime_checkable

@@ -12,6 +12,7 @@ from pusht_policies import build_for_pusht, observe, spec
 
 from async_delta_inference.server_adapter.lerobot import LeRobotPolicy
 from async_delta_inference.transport import Request, open_transport
+from async_delta_inference.transport.policy import Launched
 from async_delta_inference.transport.server import make_server
 
 SESSIONS, STEPS, ANSWER_TIMEOUT_S = 5, 4, 60.0
@@ -26,6 +27,11 @@ class AsOnAGpu(LeRobotPolicy):
     def prepare(self, request: Request) -> None:
         self.prepared += 1
         super().prepare(request)
+
+    def launch(self, requests: Sequence[Request]) -> Launched:
+        launched = super().launch(requests)
+        launched.is_done = lambda: False  # type: ignore[method-assign]
+        return launched
 
 
 def answers_of(policy: LeRobotPolicy, folder: Path, max_batch: int) -> Sequence[np.ndarray]:

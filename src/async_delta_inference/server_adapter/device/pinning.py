@@ -24,11 +24,13 @@ class PinnedMemory:
 
     Args:
         memory: The mapping; it stays mapped for as long as this lives.
+        device: Copies go to it.
         runtime: CUDA's, as torch binds it.
     """
 
-    def __init__(self, memory: memoryview, runtime: Any) -> None:
+    def __init__(self, memory: memoryview, device: torch.device, runtime: Any) -> None:
         self._bytes = np.frombuffer(memory, np.uint8)
+        self._device = device
         self._runtime = runtime
 
     @classmethod
@@ -44,7 +46,7 @@ class PinnedMemory:
             None where the driver refuses, which is logged in one line: copies work as well without, and take longer.
         """
         try:
-            pinned = cls(memory, _cuda.cudart() if runtime is None else runtime)
+            pinned = cls(memory, device, _cuda.cudart() if runtime is None else runtime)
             with _cuda.device(device) if device.type == "cuda" else nullcontext():
                 code = _code(pinned._runtime.cudaHostRegister(pinned._bytes.ctypes.data, pinned._bytes.nbytes, 0))
             reason = f"CUDA error {code}"
@@ -63,6 +65,7 @@ class PinnedMemory:
             code = _code(self._runtime.cudaHostUnregister(registered.ctypes.data))
             if code:
                 logger.warning("pinned memory could not be given back: CUDA error %s", code)
+                _forget_error(self._device)
 
 
 def _code(result: Any) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,13 +11,13 @@ import torch
 from numpy.typing import NDArray
 
 from async_delta_inference import stages
-from async_delta_inference.server_adapter.device import SideStream
+from async_delta_inference.server_adapter.device import Fetched, SideStream
 from async_delta_inference.server_adapter.lerobot.asking import Way
 from async_delta_inference.server_adapter.lerobot.loading import LoadedPolicy
 from async_delta_inference.server_adapter.lerobot.noise import RandomState, random_state
 from async_delta_inference.server_adapter.lerobot.row_noise import RowNoise, row_noise
 from async_delta_inference.server_adapter.lerobot.session import LeRobotSession
-from async_delta_inference.transport.policy import Answer, Request
+from async_delta_inference.transport.policy import Answer, Launched, Request
 
 __all__ = ["Together", "together_of"]
 
@@ -92,7 +91,8 @@ class Together:
             with torch.inference_mode(), self._loaded.autocast(), self._beside:
                 self._prepared[session] = self._row(request)
         except Exception as exc:  # noqa: BLE001 - raised when it is this request's turn
-            self._prepared[session] = exc
+            # Without what its frames hold, which may be what there was no memory for.
+            self._prepared[session] = exc.with_traceback(None)
 
     def has_prepared(self, request: Request) -> bool:
         """Whether `prepare` was called for it."""
@@ -102,11 +102,8 @@ class Together:
         """The session is over."""
         self._prepared.pop(session, None)
 
-    def launch(self, requests: Sequence[Request]) -> Callable[[], Sequence[Answer]]:
-        """Begin to answer, without waiting for the device.
-
-        Returns:
-            Waits, and gives one chunk per request.
+    def launch(self, requests: Sequence[Request]) -> Launched:
+        """Begin to answer, without waiting for the device: one chunk per request.
 
         Raises:
             Exception: As for a call.
@@ -120,24 +117,16 @@ class Together:
         for row in rows:
             if row.session.settle():
                 row.request.release()
-        return partial(self._collect, rows, fetches)
+        return _Batch(rows, fetches)
 
-    def _begin(self, rows: Sequence[_Row]) -> Iterator[tuple[list[_Row], Callable[[], NDArray[np.float32]]]]:
+    def _begin(self, rows: Sequence[_Row]) -> Iterator[tuple[list[_Row], Fetched]]:
         """Rows, and what waits for their actions (B, n, A)."""
         chunks = self._ask(rows)
         for some in _alike(rows, lambda row: row.way_back).values():
-            theirs = chunks if len(some) == len(rows) else chunks[[rows.index(row) for row in some]]
+            # An index would be copied to the device, and that waited for.
+            theirs = chunks if len(some) == len(rows) else torch.cat([chunks[i : i + 1] for i in _places(some, rows)])
             around, count = some[0].session.around, some[0].session.spec.actions_per_chunk
             yield some, around.postprocess.begin(theirs[:, :count])
-
-    def _collect(
-        self, rows: Sequence[_Row], fetches: Sequence[tuple[list[_Row], Callable[[], NDArray[np.float32]]]]
-    ) -> Sequence[Answer]:
-        answers: dict[LeRobotSession, Answer] = {}
-        for some, fetch in fetches:
-            for row, chunk in zip(some, fetch(), strict=True):
-                answers[row.session] = self._finish(row, chunk)
-        return [answers[row.session] for row in rows]
 
     def _row_of(self, request: Request, prepared: _Row | Exception | None) -> _Row:
         if isinstance(prepared, Exception):
@@ -171,11 +160,35 @@ class Together:
         chunks: torch.Tensor = policy.predict_action_chunk(batch, **given)
         return chunks
 
-    def _finish(self, row: _Row, chunk: NDArray[np.float32]) -> Answer:
-        if row.state is not None:
-            row.session.after_noise(row.state)
-        _mark(stages.FORWARD, row.request)
-        return row.session.finished(row.request.observation, chunk)
+
+class _Batch:
+    """See `Launched`.
+
+    Args:
+        rows: In the order of the answers.
+        fetches: Some of them, and what waits for their actions (B, n, A).
+    """
+
+    def __init__(self, rows: Sequence[_Row], fetches: Sequence[tuple[list[_Row], Fetched]]) -> None:
+        self._rows = rows
+        self._fetches = fetches
+
+    def __call__(self) -> Sequence[Answer]:
+        answers: dict[LeRobotSession, Answer] = {}
+        for some, fetch in self._fetches:
+            for row, chunk in zip(some, fetch(), strict=True):
+                answers[row.session] = _finish(row, chunk)
+        return [answers[row.session] for row in self._rows]
+
+    def is_done(self) -> bool:
+        return all(fetch.is_done() for _, fetch in self._fetches)
+
+
+def _finish(row: _Row, chunk: NDArray[np.float32]) -> Answer:
+    if row.state is not None:
+        row.session.after_noise(row.state)
+    _mark(stages.FORWARD, row.request)
+    return row.session.finished(row.request.observation, chunk)
 
 
 def together_of(loaded: LoadedPolicy, way: Way) -> Together | None:
@@ -191,6 +204,10 @@ def _alike(rows: Sequence[_Row], likeness: Callable[[_Row], Any]) -> dict[Any, l
     for row in rows:
         groups.setdefault(likeness(row), []).append(row)
     return groups
+
+
+def _places(some: Sequence[_Row], rows: Sequence[_Row]) -> list[int]:
+    return [rows.index(row) for row in some]
 
 
 def _session_of(request: Request) -> LeRobotSession:

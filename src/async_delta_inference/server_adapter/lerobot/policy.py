@@ -21,7 +21,7 @@ from async_delta_inference.transport.computation import Computation
 from async_delta_inference.transport.failures import PolicyFailures
 from async_delta_inference.transport.finite import is_finite
 from async_delta_inference.transport.messages import Observation, SessionSpec
-from async_delta_inference.transport.policy import Answer, PolicyNeeds, Request
+from async_delta_inference.transport.policy import Answer, Launched, PolicyNeeds, Request
 
 __all__ = ["LeRobotPolicy"]
 
@@ -119,21 +119,21 @@ class LeRobotPolicy:
         if session.wants(request.observation):
             self._together.prepare(request)
 
-    def launch(self, requests: Sequence[Request]) -> Callable[[], Sequence[Answer]]:
+    def launch(self, requests: Sequence[Request]) -> Launched:
         """See `OverlappingPolicy`. What cannot be asked in one forward pass is asked when the answers are wanted."""
         answers: list[Answer] = [_fault_of(request.observation) for request in requests]
         asked = {
             i: request for i, request in enumerate(requests) if answers[i] is None and self._is_to_be_answered(request)
         }
-        together = self._launch_together(asked) if len(asked) > 1 or self._has_prepared(asked) else _no_answers
+        joining = self._launch_together(asked) if len(asked) > 1 or self._has_prepared(asked) else None
 
         def collect() -> Sequence[Answer]:
-            joint = together()
+            joint = {} if joining is None else self._collected(*joining)
             for i, request in asked.items():
                 answers[i] = joint[i] if i in joint else self._answer(request)
             return answers
 
-        return collect
+        return _Launched(collect, None if joining is None else joining[1])
 
     def _is_to_be_answered(self, request: Request) -> bool:
         is_prepared = self._together is not None and self._together.has_prepared(request)
@@ -143,24 +143,22 @@ class LeRobotPolicy:
         together = self._together
         return together is not None and any(together.has_prepared(request) for request in requests.values())
 
-    def _launch_together(self, requests: Mapping[int, Request]) -> Callable[[], Mapping[int, Answer]]:
-        """Asks those that can be asked at once, and gives their answers by the same keys."""
+    def _launch_together(self, requests: Mapping[int, Request]) -> tuple[list[int], Launched] | None:
+        """Asks those that can be asked at once, if any; gives their keys, and what waits for their answers."""
         joining = {i: request for i, request in requests.items() if not _session_of(request).continues_chunks}
         if self._together is None or (len(joining) < 2 and not self._has_prepared(joining)):
-            return _no_answers
+            return None
         try:
-            collect = self._together.launch(list(joining.values()))
+            return list(joining), self._together.launch(list(joining.values()))
         except Exception as exc:  # noqa: BLE001 - told, and then each is asked by itself
             self._as_error("inference of several at once", exc)
-            return _no_answers
+            return None
 
-        def answers() -> Mapping[int, Answer]:
-            try:
-                return dict(zip(joining, collect(), strict=True))
-            except Exception as exc:  # noqa: BLE001 - the device failed, and what they were asked with is gone
-                return dict.fromkeys(joining, self._as_error("inference of several at once", exc))
-
-        return answers
+    def _collected(self, keys: Sequence[int], launched: Launched) -> Mapping[int, Answer]:
+        try:
+            return dict(zip(keys, launched(), strict=True))
+        except Exception as exc:  # noqa: BLE001 - the device failed, and what they were asked with is gone
+            return dict.fromkeys(keys, self._as_error("inference of several at once", exc))
 
     def _answer(self, request: Request) -> Answer:
         try:
@@ -170,7 +168,7 @@ class LeRobotPolicy:
 
     def _as_error(self, what: str, exc: BaseException) -> PolicyError:
         error = self._failures.as_error(what, exc)
-        if not isinstance(exc, torch.OutOfMemoryError):
+        if not _is_lack_of_memory(exc):
             return error
         # What the failed pass had is torch's still; the next one, of another shape, may need it.
         exc.__traceback__ = None
@@ -230,8 +228,31 @@ def _session_of(request: Request) -> LeRobotSession:
     return request.session
 
 
-def _no_answers() -> Mapping[int, Answer]:
-    return {}
+class _Launched:
+    """See `Launched`.
+
+    Args:
+        collect: Waits for all answers.
+        joint: Of those that are computed together; None where nothing was launched.
+    """
+
+    def __init__(self, collect: Callable[[], Sequence[Answer]], joint: Launched | None) -> None:
+        self._collect = collect
+        self._joint = joint
+
+    def __call__(self) -> Sequence[Answer]:
+        return self._collect()
+
+    def is_done(self) -> bool:
+        return self._joint is None or self._joint.is_done()
+
+
+def _is_lack_of_memory(exc: BaseException) -> bool:
+    """Libraries of CUDA's say it in their own words."""
+    said = str(exc)
+    return isinstance(exc, torch.OutOfMemoryError) or (
+        isinstance(exc, RuntimeError) and ("out of memory" in said or "ALLOC_FAILED" in said)
+    )
 
 
 def _fault_of(observation: Observation) -> PolicyError | None:

@@ -87,10 +87,12 @@ class LeRobotSession:
     def close(self) -> None:
         """The session is over; the policy stays loaded for the next."""
         self._on_close(self)
-        if self._copies is not None:
-            self._copies.finish()
-        if self._pinned is not None:
-            self._pinned.unpin()
+        try:
+            if self._copies is not None:
+                self._copies.finish()
+        finally:
+            if self._pinned is not None:
+                self._pinned.unpin()
 
     def wants(self, observation: Observation) -> bool:
         """Whether an observation is to be answered: one that need not be is left to PolicyServer's filter."""
