@@ -17,6 +17,7 @@ from async_delta_inference.client.environments.declared import Declared, example
 from async_delta_inference.client.environments.episode import EpisodeSpec
 from async_delta_inference.client.environments.frame_proof import FrameProof, prove_frames
 from async_delta_inference.client.environments.guarded import simulator_errors
+from async_delta_inference.client.environments.kept_contexts import keep_rendering_contexts
 from async_delta_inference.client.environments.observation import (
     ENVIRONMENT_STATE_PART,
     LIBERO_STATE_NAMES,
@@ -126,6 +127,8 @@ class LeRobotEnvironment(Environment):
 
     def reset(self, spec: EpisodeSpec, *, render: bool = True) -> None:  # noqa: D102
         from lerobot.envs.utils import NEW_ROLLOUT_OPTION
+
+        keep_rendering_contexts()  # Some import MuJoCo when they are first reset.
 
         if self._proof is None:
             self._proof = self._prove()

@@ -20,6 +20,7 @@ from typing import Any
 from async_delta_inference.client.environments.base import Environment
 from async_delta_inference.client.environments.guarded import simulator_errors
 from async_delta_inference.client.environments.headless import choose_renderer
+from async_delta_inference.client.environments.kept_contexts import keep_rendering_contexts
 from async_delta_inference.errors import ConfigError
 
 __all__ = ["ENTRY_POINT_GROUP", "EnvironmentFactory", "EnvironmentOptions", "make_environments", "register_environment"]
@@ -83,6 +84,7 @@ def make_environments(env_config: Any, options: EnvironmentOptions | None = None
     flag = f"--env.type={env_config.type}"
     with simulator_errors(flag, "its construction"):
         environments = _factory_of(str(env_config.type))(env_config)
+    keep_rendering_contexts()
     if not environments:
         raise ConfigError(f"{flag} names no tasks")
     _obey_episode_length(env_config, environments, flag)
