@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import mmap
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -24,6 +25,7 @@ from async_delta_inference.server_adapter.device import (
     SideStream,
 )
 from async_delta_inference.server_adapter.lerobot import LeRobotPolicy, surroundings
+from async_delta_inference.server_adapter.lerobot.session import LeRobotSession
 
 CPU = torch.device("cpu")
 
@@ -113,10 +115,12 @@ def test_slots_come_back_in_turn_once_their_copies_have_ended() -> None:
 def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
     """Has a policy on the CPU served as one on a GPU, with a driver and events that are mocks."""
     driver = Driver()
+    # Where the session itself looks: other tests load its module anew.
+    names = LeRobotSession.share.__globals__
     pin = PinnedMemory.pin
-    session = "async_delta_inference.server_adapter.lerobot.session"
-    monkeypatch.setattr(f"{session}.PinnedMemory.pin", lambda memory, device: pin(memory, device, driver))
-    monkeypatch.setattr(f"{session}.FrameCopies", lambda device: FrameCopies(device, Event))
+    mocked = SimpleNamespace(pin=lambda memory, device: pin(memory, device, driver))
+    monkeypatch.setitem(names, "PinnedMemory", mocked)
+    monkeypatch.setitem(names, "FrameCopies", lambda device: FrameCopies(device, Event))
     monkeypatch.setattr(
         surroundings,
         "_preparation",
