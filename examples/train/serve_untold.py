@@ -7,6 +7,7 @@ async-delta-sweep --server_address=shm://untold ...
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 import numpy as np
 
@@ -28,6 +29,6 @@ class Untold(LeRobotPolicy):
 
 
 if __name__ == "__main__":
-    server = serve(Untold(), "shm://untold")
-    print(f"serving {server.uris[0]}", flush=True)
-    server.wait()
+    with suppress(KeyboardInterrupt), serve(Untold(), "shm://untold") as server:
+        print(f"serving {server.uris[0]}, until Ctrl-C", flush=True)
+        server.wait()
