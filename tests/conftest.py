@@ -21,9 +21,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MUJOCO_GL", "egl")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-# A shell starts what it puts into the background with SIGINT ignored, and a process hands that down to those it starts.
+# A shell starts what it puts into the background with these two ignored, and a process hands that down to those it
+# starts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGQUIT) is signal.SIG_IGN:
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 # No test measures time: two shared cores make any deadline a matter of luck.
 settings.register_profile("project", deadline=None)
