@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from crowd import answers_at_once
 from pusht_policies import build_for_pusht, skip_without_package
 from pusht_policies import observe as observe_pusht
 from pusht_policies import spec as pusht_spec
@@ -172,20 +174,9 @@ def test_overlapped_batches_of_many_sessions_are_answered_as_alone(
 
 
 def _answers(folder: Path, device: torch.device, count: int, steps: int, *, max_batch: int) -> list[np.ndarray]:
-    found = []
-    with served(LeRobotPolicy(), max_batch=max_batch) as uri, ExitStack() as stack:
-        wanted = [pusht_spec(folder, seed=seed) for seed in range(count)]
-        transports = [connected(stack, uri, SessionSpec(**{**vars(one), "device": str(device)})) for one in wanted]
-        for step in range(steps):
-            for i, transport in enumerate(transports):
-                observation = observe_pusht(100 * step + i)
-                observation.timestep, observation.must_go = step, True
-                transport.send_observation(observation)
-            for transport in transports:
-                chunk = transport.receive_actions(ANSWER_TIMEOUT_S)
-                assert chunk is not None
-                found.append(chunk.actions.copy())
-    return found
+    wanted = [replace(pusht_spec(folder, seed=seed), device=str(device)) for seed in range(count)]
+    with served(LeRobotPolicy(), max_batch=max_batch) as uri:
+        return answers_at_once(uri, wanted, steps)
 
 
 @torch.inference_mode()
@@ -195,9 +186,7 @@ def test_what_is_prepared_beside_a_forward_pass_is_not_used_before_it_is_there(
     """The side stream is held up: whoever does not wait for it computes with what was in the memory before."""
     policy = LeRobotPolicy()
     folder = build_for_pusht("act", tmp_path)
-    sessions = [
-        policy.open(SessionSpec(**{**vars(pusht_spec(folder, seed=i)), "device": str(device)})) for i in range(2)
-    ]
+    sessions = [policy.open(replace(pusht_spec(folder, seed=i), device=str(device))) for i in range(2)]
     for session in sessions:
         begin(session)
     expected = [policy.infer([request(session, observe_pusht(i))])[0] for i, session in enumerate(sessions)]

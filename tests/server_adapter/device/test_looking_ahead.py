@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from secrets import token_hex
 
 import numpy as np
-from pusht_policies import build_for_pusht, observe, spec
+from crowd import answers_at_once
+from pusht_policies import build_for_pusht, spec
 
 from async_delta_inference.server_adapter.lerobot import LeRobotPolicy
-from async_delta_inference.transport import Request, open_transport
+from async_delta_inference.transport import Request
 from async_delta_inference.transport.policy import Launched
 from async_delta_inference.transport.server import make_server
 
-SESSIONS, STEPS, ANSWER_TIMEOUT_S = 5, 4, 60.0
+SESSIONS, STEPS = 5, 4
 
 
 class AsOnAGpu(LeRobotPolicy):
@@ -34,25 +34,10 @@ class AsOnAGpu(LeRobotPolicy):
         return launched
 
 
-def answers_of(policy: LeRobotPolicy, folder: Path, max_batch: int) -> Sequence[np.ndarray]:
-    """By step and session, which all ask at once."""
-    found = []
-    with make_server(policy, f"shm://ahead-{token_hex(4)}", max_batch=max_batch) as server, ExitStack() as stack:
+def answers_of(policy: LeRobotPolicy, folder: Path, max_batch: int) -> list[np.ndarray]:
+    with make_server(policy, f"shm://ahead-{token_hex(4)}", max_batch=max_batch) as server:
         server.start()
-        transports = []
-        for seed in range(SESSIONS):
-            transports.append(stack.enter_context(open_transport(server.uris[0])))
-            transports[-1].connect(spec(folder, seed=seed))
-        for step in range(STEPS):
-            for i, transport in enumerate(transports):
-                observation = observe(100 * step + i)
-                observation.timestep, observation.must_go = step, True
-                transport.send_observation(observation)
-            for transport in transports:
-                chunk = transport.receive_actions(ANSWER_TIMEOUT_S)
-                assert chunk is not None
-                found.append(chunk.actions.copy())
-    return found
+        return answers_at_once(server.uris[0], [spec(folder, seed=seed) for seed in range(SESSIONS)], STEPS)
 
 
 def test_every_session_gets_what_it_would_get_alone(tmp_path: Path) -> None:
