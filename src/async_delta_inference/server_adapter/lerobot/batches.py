@@ -76,14 +76,6 @@ class Together:
         self._beside = SideStream(loaded.device)
         self._prepared: dict[LeRobotSession, _Row | Exception] = {}
 
-    def __call__(self, requests: Sequence[Request]) -> Sequence[Answer]:
-        """One chunk per request, equal to what each would get alone but for the last bits: sums are in another order.
-
-        Raises:
-            Exception: They cannot be asked together, or the policy raises; none of them has drawn anything then.
-        """
-        return self.launch(requests)()
-
     def prepare(self, request: Request) -> None:
         """Begin with a request that is in the next batch or a later one; what that raises is kept until then."""
         session = _session_of(request)
@@ -103,10 +95,12 @@ class Together:
         self._prepared.pop(session, None)
 
     def launch(self, requests: Sequence[Request]) -> Launched:
-        """Begin to answer, without waiting for the device: one chunk per request.
+        """Begin to answer, without waiting for the device.
+
+        One chunk per request, equal to what each would get alone but for the last bits: sums are in another order.
 
         Raises:
-            Exception: As for a call.
+            Exception: They cannot be asked together, or the policy raises; none of them has drawn anything then.
         """
         # All of it at once: what a batch that fails leaves behind would be a later batch's.
         prepared = [self._prepared.pop(_session_of(request), None) for request in requests]
